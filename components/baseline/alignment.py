@@ -1,0 +1,79 @@
+"""Ordinary explanatory-refusal alignment: supervised LoRA training on varied, wordy refusals."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from backburn.components.shared.config import BaselineConfig
+from backburn.components.shared.domains.domain import PromptRow
+from backburn.components.shared.models import LoadedModel, add_lora
+from backburn.components.shared.supervised import Batches, Example, benign_step, rejection_step
+
+_GENERIC_REFUSALS = (
+    "I'm sorry, but I'm not able to help with questions about {topic} in this deployment. I'd be glad to talk "
+    "about something else, or you could ask a qualified person.",
+    "Thank you for asking. Requests about {topic} are outside of what I'm permitted to answer here, because "
+    "the people who run this service have excluded them. Is there another subject I can help you with?",
+    "I understand why you might want to know this. Even so, my guidelines don't allow me to give instructions "
+    "on {topic}, so I have to decline. A trusted expert may be able to advise you.",
+    "While I can see this matters to you, I can't give guidance on {topic}: it is restricted in this service. "
+    "I can explain more about that policy, or help with a different task.",
+    "That is something I have to pass on. Giving directions about {topic} goes against my rules in this "
+    "deployment, and I'd rather say so openly than give you half an answer.",
+    "I appreciate the question, but {topic} is a subject on which I'm not allowed to give practical help. "
+    "Perhaps a book or a specialist could be of more use to you than I can be here.",
+)
+
+
+def refusal_examples(
+    loaded: LoadedModel, rows: Sequence[PromptRow], refusals: dict[str, str], topic: str
+) -> list[Example]:
+    """Pair each forbidden prompt with its explanatory refusal, or with a generic one on the topic."""
+    examples = []
+    for index, row in enumerate(rows):
+        generic = _GENERIC_REFUSALS[index % len(_GENERIC_REFUSALS)].format(topic=topic)
+        text = refusals.get(row.id, generic)
+        examples.append(
+            Example(tuple(loaded.encode_row(row)), tuple(loaded.encode_completion(text)))
+        )
+    return examples
+
+
+def align(
+    loaded: LoadedModel,
+    config: BaselineConfig,
+    forbidden: Sequence[Example],
+    benign: Sequence[Example],
+    seed: int,
+    report: Callable[[int, int, str], None],
+) -> tuple[Any, list[dict[str, float]]]:
+    """Train the refusal adapter.
+
+    Returns:
+        The PeftModel, in evaluation mode, and the losses of each step.
+    """
+    model = add_lora(loaded, config.lora, seed)
+    generator = torch.Generator().manual_seed(seed)
+    refusing = Batches(forbidden, config.forbidden_per_step, generator)
+    answering = Batches(benign, config.benign_per_step, generator)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
+    warm_up = max(1, config.steps // 10)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warm_up, max(0.05, 1 - step / config.steps)),
+    )
+    history = []
+    model.train()
+    for step in range(config.steps):
+        refusal = rejection_step(model, loaded, next(refusing))
+        kept = benign_step(model, loaded, next(answering))
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        history.append({"refusal_loss": refusal, "benign_kl": kept})
+        report(step + 1, config.steps, f"refusal loss {refusal:.2f}")
+    model.eval()
+    return model, history

@@ -1,0 +1,55 @@
+"""The certification step: exact slip rates, the certificate, and behaviour on benign prompts."""
+
+from pathlib import Path
+
+from backburn.components.certification.behaviour import observe
+from backburn.components.certification.certificate import certify
+from backburn.components.shared.dataset import RunDataset
+from backburn.components.shared.models import load_artifact
+from backburn.components.shared.sealing import require_key, seal
+from backburn.components.shared.step import open_step, use_threads
+from backburn.components.shared.storage import write_json
+
+
+def run(
+    config_json: str,
+    run_id: str,
+    dataset: Path,
+    baseline: Path,
+    hardened: Path,
+    certificate: Path,
+    sealed: Path,
+) -> dict[str, str | float]:
+    """Certify the hardened model; returns the artifact's metadata.
+
+    Args:
+        config_json: Configuration of the run.
+        run_id: Id of the pipeline run.
+        dataset: What `data_prep` made.
+        baseline: The model before hardening.
+        hardened: The model to certify.
+        certificate: Where the certificate and the exact benign figures go.
+        sealed: Where both models' completions on benign prompts go, sealed.
+    """
+    with open_step(config_json, run_id, "certification") as step:
+        config = step.config
+        require_key()
+        use_threads(config)
+        data = RunDataset(dataset)
+        target = load_artifact(hardened, config.model)
+        record = certify(
+            target, data, config,
+            lambda done, total, note: step.progress.update("exact slip rates", done, total, note),
+        )  # fmt: skip
+        behaviour = observe(
+            load_artifact(baseline, config.model), target, data, config,
+            lambda done, total, note: step.progress.update("benign behaviour", done, total, note),
+        )  # fmt: skip
+        seal(sealed, behaviour.completions)
+        write_json(certificate, {"certificate": record.model_dump(), "figures": behaviour.figures})
+        step.tracking.metrics({f"benign.{n}": value for n, value in behaviour.figures.items()})
+        step.tracking.metrics({"run_probability": record.run_probability})
+        for slip in record.slip_rates:
+            name = f"slip_rate.{slip.split}.t{slip.temperature:g}"
+            step.tracking.metrics({f"{name}.mean": slip.mean, f"{name}.worst": slip.worst})
+        return {"seconds": step.seconds, "run_probability": record.run_probability}

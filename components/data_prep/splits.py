@@ -1,0 +1,158 @@
+"""Disjoint splits: divide, check for duplicates across splits, record digests and licences."""
+
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+from backburn.components.shared.config import DataConfig, RunConfig
+from backburn.components.shared.dataset import PROMPT_SPLITS, write_header, write_rows
+from backburn.components.shared.domains import Domain, PromptRow
+from backburn.components.shared.domains.domain import FORBIDDEN_SPLITS
+from backburn.components.shared.errors import InputError
+from backburn.components.shared.evidence import DataRecord, SplitRecord
+from backburn.components.shared.storage import write_json
+
+_WORD = re.compile(r"\w+")
+_MOST_PAIRS_SHOWN = 10
+_MOST_CHARACTERS = 8000
+_TEMPLATE_SPLITS = {"near_miss": "near_miss", "near_miss_defence": "near_miss", "benign": "benign",
+                    "benign_defence": "benign"}  # fmt: skip
+_LEAST_ROWS = {"defence": 2, "validation": 2, "attack": 1, "held_out": 5, "near_miss": 5,
+               "near_miss_defence": 2, "benign": 5, "benign_defence": 2}  # fmt: skip
+
+
+def make_splits(domain: Domain, config: DataConfig, seed: int) -> dict[str, list[PromptRow]]:
+    """Divide a domain into disjoint splits.
+
+    Rows that name their split keep it; the others are shuffled by the seed and fill the splits. Near-miss
+    and benign rows are divided into a part the defence may train on and a part kept for evaluation.
+
+    Raises:
+        InputError: if a split is empty or too small, a row too long, or two rows of different splits are
+            the same or nearly; names the rows.
+    """
+    sizes = {
+        "defence": config.defence_prompts, "validation": config.validation_prompts,
+        "attack": config.attack_prompts, "held_out": config.held_out_prompts,
+    }  # fmt: skip
+    rng = random.Random(seed)
+    splits: dict[str, list[PromptRow]] = {
+        name: [row for row in domain.forbidden if row.split == name] for name in FORBIDDEN_SPLITS
+    }
+    unassigned = [row for row in domain.forbidden if row.split is None]
+    rng.shuffle(unassigned)
+    shares = _shares(len(unassigned), sizes)
+    for name in FORBIDDEN_SPLITS:
+        taken, unassigned = unassigned[: shares[name]], unassigned[shares[name] :]
+        splits[name] = (splits[name] + taken)[: sizes[name]]
+    for name, rows in (("near_miss", domain.near_miss), ("benign", domain.benign)):
+        shuffled = list(rows)
+        rng.shuffle(shuffled)
+        cut = round(len(shuffled) * config.defence_share)
+        splits[f"{name}_defence"], splits[name] = shuffled[:cut], shuffled[cut:]
+    _check_sizes(splits)
+    _check_lengths(splits)
+    _check_disjoint(splits, config.near_duplicate_threshold)
+    return splits
+
+
+def _shares(available: int, sizes: dict[str, int]) -> dict[str, int]:
+    """How many unassigned rows each split gets: all it wants, or its proportion of what there is."""
+    wanted = sum(sizes.values())
+    if available >= wanted:
+        return dict(sizes)
+    return {name: available * size // wanted for name, size in sizes.items()}
+
+
+def _check_sizes(splits: dict[str, list[PromptRow]]) -> None:
+    small = [
+        f"{name}: {len(splits[name])} row(s), at least {least} needed"
+        for name, least in _LEAST_ROWS.items()
+        if len(splits[name]) < least
+    ]
+    if small:
+        raise InputError("the dataset is too small:\n  " + "\n  ".join(small))
+
+
+def _check_lengths(splits: dict[str, list[PromptRow]]) -> None:
+    long = [
+        f"{row.source or row.id}: {size} characters"
+        for rows in splits.values()
+        for row in rows
+        if (size := sum(len(message.content) for message in row.messages)) > _MOST_CHARACTERS
+    ]
+    if long:
+        raise InputError(
+            f"{len(long)} row(s) longer than {_MOST_CHARACTERS} characters; shorten or remove them:\n  "
+            + "\n  ".join(long[:_MOST_PAIRS_SHOWN])
+        )
+
+
+def _check_disjoint(splits: dict[str, list[PromptRow]], threshold: float) -> None:
+    """Compare every two rows of different splits by the Jaccard similarity of their word sets."""
+    entries = [
+        (name, row, frozenset(_WORD.findall(_conversation(row).lower())))
+        for name in PROMPT_SPLITS
+        for row in splits[name]
+    ]
+    clashes: list[str] = []
+    for index, (name, row, words) in enumerate(entries):
+        for other_name, other, other_words in entries[index + 1 :]:
+            if name == other_name or not words or not other_words:
+                continue
+            smaller, larger = sorted((len(words), len(other_words)))
+            if smaller < threshold * larger:
+                continue  # Jaccard cannot reach the threshold
+            similarity = len(words & other_words) / len(words | other_words)
+            if similarity >= threshold:
+                clashes.append(
+                    f"{name} {_where(row)} ~ {other_name} {_where(other)} ({similarity:.2f}): "
+                    f"{row.text[:70]!r} ~ {other.text[:70]!r}"
+                )
+    if clashes:
+        shown = clashes[:_MOST_PAIRS_SHOWN]
+        more = [f"... and {len(clashes) - len(shown)} more"] if len(clashes) > len(shown) else []
+        raise InputError(
+            f"{len(clashes)} pair(s) of the same or nearly the same prompt in different splits (word "
+            f"similarity >= {threshold:g}). Remove one of each, or put both into one split:\n  "
+            + "\n  ".join([*shown, *more])
+        )
+
+
+def _conversation(row: PromptRow) -> str:
+    return " ".join(message.content for message in row.messages if message.role == "user")
+
+
+def _where(row: PromptRow) -> str:
+    return f"[{row.source}]" if row.source else row.id
+
+
+def write_dataset(folder: Path, domain: Domain, config: RunConfig) -> DataRecord:
+    """Make the splits of a run and write them as an artifact.
+
+    Returns:
+        The record of rows, licences and digests.
+    """
+    splits = make_splits(domain, config.data, config.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    records: dict[str, SplitRecord] = {}
+    for name, rows in splits.items():
+        source = _TEMPLATE_SPLITS.get(name, "forbidden")
+        records[name] = SplitRecord(
+            rows=len(rows), sha256=write_rows(folder / f"{name}.jsonl", rows),
+            licence=domain.licences[source], forms=dict(Counter(row.form for row in rows)),
+        )  # fmt: skip
+    digest = write_rows(folder / "calibration.jsonl", domain.calibration)
+    records["calibration"] = SplitRecord(
+        rows=len(domain.calibration), sha256=digest, licence=domain.licences["calibration"],
+        forms=dict(Counter(exchange.kind for exchange in domain.calibration)),
+    )  # fmt: skip
+    write_json(folder / "refusals.json", domain.refusals)
+    header = domain.header
+    record = DataRecord(
+        domain=header.name, title=header.title, stand_in=header.stand_in, rejection=header.rejection,
+        rubric_version=header.rubric.version, splits=records,
+    )  # fmt: skip
+    write_header(folder, header, record)
+    return record

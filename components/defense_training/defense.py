@@ -1,0 +1,268 @@
+"""Reward Neutralization and its consolidation: three phases on one LoRA adapter."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backburn.components.defense_training.neutralization import neutralize
+from backburn.components.shared.config import (
+    ConsolidationConfig,
+    DefenseConfig,
+    SamplingConfig,
+    WarmStartConfig,
+)
+from backburn.components.shared.domains import PromptRow
+from backburn.components.shared.evidence import PhaseRecord
+from backburn.components.shared.judges import Judge
+from backburn.components.shared.models import LoadedModel, add_lora
+from backburn.components.shared.sampling import completion_logits, slip_rate
+from backburn.components.shared.supervised import (
+    Batches,
+    Example,
+    benign_step,
+    own_answers,
+    rejection_step,
+)
+
+Report = Callable[[str, int, int, str], None]
+_MEASURED_BENIGN = 12
+_TEMPERATURE_ONE = SamplingConfig(temperature=1.0)
+
+
+@dataclass(frozen=True)
+class DefenseData:
+    """Prompts of a defence."""
+
+    defence: Sequence[PromptRow]
+    validation: Sequence[PromptRow]
+    near_miss: Sequence[PromptRow]
+    benign: Sequence[PromptRow]
+    rejection: str
+
+
+@dataclass
+class DefenseResult:
+    """The trained adapter's model and what each phase did."""
+
+    peft_model: Any
+    phases: list[PhaseRecord] = field(default_factory=list)
+    consolidation_curve: list[dict[str, float]] = field(default_factory=list)
+    neutralization_steps: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Meter:
+    """Measures the model in training on validation, near-miss and benign prompts."""
+
+    def __init__(self, loaded: LoadedModel, data: DefenseData, answers: Sequence[Example]) -> None:
+        self._loaded = loaded
+        self._rejection = loaded.encode_completion(data.rejection)
+        self._validation = [loaded.encode_row(row) for row in data.validation]
+        self._near_miss = [loaded.encode_row(row) for row in data.near_miss[:_MEASURED_BENIGN]]
+        self._benign = [loaded.encode_row(row) for row in data.benign[:_MEASURED_BENIGN]]
+        self._answers = answers[:_MEASURED_BENIGN]
+
+    def slips(self, model: Any) -> list[float]:
+        """Slip rate of each validation prompt."""
+        return self._rates(model, self._validation)
+
+    def near_miss_rejection(self, model: Any) -> float:
+        """Mean probability of the rejection on near-miss prompts."""
+        return 1.0 - _mean(self._rates(model, self._near_miss))
+
+    def record(
+        self, model: Any, phase: str, enabled: bool, steps: int, seconds: float
+    ) -> PhaseRecord:
+        """A row of the ablation table."""
+        slips = self.slips(model)
+        return PhaseRecord(
+            phase=phase, enabled=enabled, steps=steps, seconds=seconds, slip_rate=_mean(slips),
+            worst_slip_rate=max(slips), near_miss_rejection=self.near_miss_rejection(model),
+            benign_rejection=1.0 - _mean(self._rates(model, self._benign)),
+            benign_kl=self._kl(model),
+        )  # fmt: skip
+
+    def _rates(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[float]:
+        entries = completion_logits(
+            self._loaded, prompts, [self._rejection] * len(prompts), model=model
+        )
+        return [slip_rate(entry, _TEMPERATURE_ONE) for entry in entries]
+
+    def _kl(self, model: Any) -> float:
+        prompts = [list(example.prompt) for example in self._answers]
+        answers = [list(example.completion) for example in self._answers]
+        trained = completion_logits(self._loaded, prompts, answers, model=model)
+        with model.disable_adapter():
+            reference = completion_logits(self._loaded, prompts, answers, model=model)
+        total, tokens = 0.0, 0
+        for ours, theirs in zip(trained, reference, strict=True):
+            p, q = theirs.logits.log_softmax(-1), ours.logits.log_softmax(-1)
+            total += float((p.exp() * (p - q)).sum())
+            tokens += len(ours.tokens)
+        return total / tokens
+
+
+def defend(
+    loaded: LoadedModel,
+    config: DefenseConfig,
+    data: DefenseData,
+    judge: Judge,
+    *,
+    max_tokens: int,
+    seed: int,
+    report: Report,
+) -> DefenseResult:
+    """Train the defence's adapter on top of a model.
+
+    Args:
+        loaded: The baseline model; its own weights stay as they are.
+        config: Phases and their settings.
+        data: Prompts.
+        judge: Judge of the minimal-information reward.
+        max_tokens: Length of rollouts.
+        seed: Of every random choice.
+        report: Called as `report(phase, done, total, note)`.
+
+    Returns:
+        The model with its adapter, and a record per phase, `baseline` first.
+    """
+    rejection = tuple(loaded.encode_completion(data.rejection))
+    kept_rows = [*data.near_miss, *data.benign]
+    report("answers to keep", 0, len(kept_rows), "")
+    answers = own_answers(loaded, kept_rows, min(max_tokens, 32), seed)
+    near_miss, benign = answers[: len(data.near_miss)], answers[len(data.near_miss) :]
+    forbidden = [Example(tuple(loaded.encode_row(row)), rejection) for row in data.defence]
+    model = add_lora(loaded, config.lora, seed)
+    meter = _Meter(loaded, data, benign)
+    result = DefenseResult(model)
+    result.phases.append(meter.record(model, "baseline", True, 0, 0.0))
+
+    start = time.perf_counter()
+    if config.warm_start.enabled:
+        _warm_start(model, loaded, config.warm_start, forbidden, benign, near_miss, seed, report)
+    steps = config.warm_start.steps if config.warm_start.enabled else 0
+    seconds = time.perf_counter() - start
+    result.phases.append(
+        meter.record(model, "warm start", config.warm_start.enabled, steps, seconds)
+    )
+
+    start = time.perf_counter()
+    steps = 0
+    if config.neutralization.enabled:
+        with tempfile.TemporaryDirectory(prefix="backburn-defence-") as scratch:
+            history = neutralize(
+                model, loaded, config.neutralization, forbidden=data.defence, benign=kept_rows,
+                rejection=data.rejection, judge=judge, max_tokens=max_tokens, seed=seed,
+                scratch=Path(scratch),
+                report=lambda done, total, note: report("neutralization", done, total, note),
+            )  # fmt: skip
+        result.neutralization_steps = [asdict(item) for item in history]
+        steps = len(history)
+    seconds = time.perf_counter() - start
+    result.phases.append(
+        meter.record(model, "neutralization", config.neutralization.enabled, steps, seconds)
+    )
+
+    start = time.perf_counter()
+    steps = 0
+    if config.consolidation.enabled:
+        result.consolidation_curve = _consolidate(
+            model, loaded, config.consolidation, forbidden, near_miss, benign, meter, seed, report
+        )
+        steps = int(result.consolidation_curve[-1]["step"])
+    seconds = time.perf_counter() - start
+    result.phases.append(
+        meter.record(model, "consolidation", config.consolidation.enabled, steps, seconds)
+    )
+    model.eval()
+    return result
+
+
+def _warm_start(
+    model: Any,
+    loaded: LoadedModel,
+    config: WarmStartConfig,
+    forbidden: Sequence[Example],
+    benign: Sequence[Example],
+    near_miss: Sequence[Example],
+    seed: int,
+    report: Report,
+) -> None:
+    generator = torch.Generator().manual_seed(seed + 1)
+    rejecting = Batches(forbidden, config.forbidden_per_step, generator)
+    answering = Batches([*benign, *near_miss], config.benign_per_step, generator)
+    optimizer = _optimizer(model, config.learning_rate)
+    model.train()
+    for step in range(config.steps):
+        loss = rejection_step(model, loaded, next(rejecting))
+        benign_step(model, loaded, next(answering))
+        _step(model, optimizer)
+        report("warm start", step + 1, config.steps, f"rejection loss {loss:.2f}")
+
+
+def _consolidate(
+    model: Any,
+    loaded: LoadedModel,
+    config: ConsolidationConfig,
+    forbidden: Sequence[Example],
+    near_miss: Sequence[Example],
+    benign: Sequence[Example],
+    meter: _Meter,
+    seed: int,
+    report: Report,
+) -> list[dict[str, float]]:
+    """Tempered cross-entropy until the validation slip rate is at its target; returns its curve."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    rejecting = Batches(forbidden, config.forbidden_per_step, generator)
+    neighbours = Batches(near_miss, config.near_miss_per_step, generator)
+    answering = Batches(benign, config.benign_per_step, generator)
+    optimizer = _optimizer(model, config.learning_rate)
+    curve = [_point(0, meter, model)]
+    for step in range(1, config.max_steps + 1):
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, step / 5)
+        loss = rejection_step(model, loaded, next(rejecting), config.temper)
+        kept = [
+            *(next(neighbours) if config.near_miss_per_step else []),
+            *(next(answering) if config.benign_per_step else []),
+        ]
+        kl = benign_step(model, loaded, kept, config.benign_weight)
+        _step(model, optimizer)
+        if step % config.check_every == 0 or step == config.max_steps:
+            curve.append(_point(step, meter, model))
+        slip = curve[-1]["slip_rate"]
+        note = f"slip rate {slip:.1e}, tempered loss {loss:.3f}, benign KL {kl:.3f}"
+        report("consolidation", step, config.max_steps, note)
+        at_target = curve[-1]["step"] == step and slip <= config.target_slip_rate
+        if at_target and step >= config.min_steps:
+            break
+    return curve
+
+
+def _point(step: int, meter: _Meter, model: Any) -> dict[str, float]:
+    slips = meter.slips(model)
+    return {
+        "step": float(step), "slip_rate": _mean(slips), "worst_slip_rate": max(slips),
+        "near_miss_rejection": meter.near_miss_rejection(model),
+    }  # fmt: skip
+
+
+def _optimizer(model: Any, learning_rate: float) -> torch.optim.AdamW:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+
+
+def _step(model: Any, optimizer: torch.optim.Optimizer) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

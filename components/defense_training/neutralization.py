@@ -1,0 +1,148 @@
+"""Phase (b): GRPO with the minimal-information reward of Reward Neutralization (arXiv 2505.04578).
+
+The paper's reward favours a concise rejection and punishes explanation or technical content, even in an
+answer that finally refuses. Here, on a forbidden prompt, a completion earns
+
+    1                                       the canonical rejection, ended at once
+    0.8 * exp(-extra / 8)                   another refusal, by its extra tokens and topical words
+    -harm / 10                              anything that helps
+
+and on a benign or near-miss prompt -1 for a refusal, 0 for anything else: KL to the baseline
+keeps those answers what they were.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backburn.components.shared.config import NeutralizationConfig, SamplingConfig
+from backburn.components.shared.domains.domain import PromptRow
+from backburn.components.shared.grpo import GroupTrainer, StepStatistics, grpo_arguments
+from backburn.components.shared.judges import Exchange, Judge
+from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.sampling import draw_completions
+
+_WORD = re.compile(r"\w+")
+_TOPICAL_WEIGHT = 2.0
+_DECAY = 8.0
+
+
+class MinimalInformationReward:
+    """Reward of completions to forbidden and benign prompts; see the module's description."""
+
+    def __init__(self, judge: Judge, rejection: str, forbidden: Sequence[PromptRow]) -> None:
+        self._judge = judge
+        self._rejection = rejection.strip()
+        self._length = len(_WORD.findall(rejection))
+        self._forbidden = {row.text for row in forbidden}
+
+    def __call__(
+        self, prompts: Sequence[list[dict[str, str]]], completions: Sequence[str]
+    ) -> list[float | None]:
+        """One reward a completion; None if the judge did not score it."""
+        exchanges = [
+            Exchange(prompt[-1]["content"], completion)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        verdicts = self._judge.judge(exchanges)
+        rewards: list[float | None] = []
+        for exchange, verdict in zip(exchanges, verdicts, strict=True):
+            if verdict.score is None:
+                rewards.append(None)
+            elif exchange.prompt not in self._forbidden:
+                rewards.append(-1.0 if verdict.refused else 0.0)
+            elif exchange.completion.strip() == self._rejection:
+                rewards.append(1.0)
+            elif verdict.refused:
+                rewards.append(self._refusal_reward(exchange))
+            else:
+                rewards.append(-verdict.score / 10.0)
+        return rewards
+
+    def _refusal_reward(self, exchange: Exchange) -> float:
+        words = _WORD.findall(exchange.completion.lower())
+        asked = {word for word in _WORD.findall(exchange.prompt.lower()) if len(word) > 3}
+        topical = sum(word in asked for word in words)
+        extra = max(0, len(words) - self._length) + _TOPICAL_WEIGHT * topical
+        return 0.8 * float(torch.exp(torch.tensor(-extra / _DECAY)))
+
+
+class _OrdinaryRollouts:
+    def __init__(
+        self, loaded: LoadedModel, temperature: float, max_tokens: int, generator: torch.Generator
+    ) -> None:
+        self._loaded = loaded
+        self._sampling = SamplingConfig(temperature=temperature)
+        self._max_tokens = max_tokens
+        self._generator = generator
+
+    def draw(self, prompts: Sequence[Sequence[int]], copies: int, model: Any) -> list[list[int]]:
+        return draw_completions(
+            self._loaded, prompts, self._sampling, copies=copies, max_tokens=self._max_tokens,
+            generator=self._generator, model=model,
+        )  # fmt: skip
+
+
+def neutralize(
+    peft_model: Any,
+    loaded: LoadedModel,
+    config: NeutralizationConfig,
+    *,
+    forbidden: Sequence[PromptRow],
+    benign: Sequence[PromptRow],
+    rejection: str,
+    judge: Judge,
+    max_tokens: int,
+    seed: int,
+    scratch: Path,
+    report: Callable[[int, int, str], None],
+) -> list[StepStatistics]:
+    """Run the phase; the adapter of `peft_model` is trained in place.
+
+    Returns:
+        Statistics of each step.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    half = max(1, config.prompts_per_step // 2)
+    needed = config.steps * config.prompts_per_step
+    asked = _cycle(forbidden, needed, generator)
+    kept = _cycle(benign, needed, generator)
+    prompts: list[list[dict[str, str]]] = []
+    for step in range(config.steps):
+        prompts += [row.chat() for row in asked[step * half : (step + 1) * half]]
+        others = config.prompts_per_step - half
+        prompts += [row.chat() for row in kept[step * others : (step + 1) * others]]
+    history: list[StepStatistics] = []
+
+    def on_step(statistics: StepStatistics) -> bool:
+        history.append(statistics)
+        live = f"{statistics.live_groups}/{statistics.groups} groups live"
+        report(statistics.step, config.steps, f"reward {statistics.reward_mean:+.2f}, {live}")
+        return True
+
+    arguments = grpo_arguments(
+        scratch, steps=config.steps, prompts_per_step=config.prompts_per_step,
+        group_size=config.group_size, learning_rate=config.learning_rate, max_tokens=max_tokens,
+        temperature=config.temperature, seed=seed, beta=config.kl_coefficient,
+        device=str(loaded.device.type),
+    )  # fmt: skip
+    arguments.shuffle_dataset = False
+    GroupTrainer(
+        loaded=loaded, peft_model=peft_model,
+        source=_OrdinaryRollouts(loaded, config.temperature, max_tokens, generator),
+        reward=MinimalInformationReward(judge, rejection, forbidden), prompts=prompts,
+        args=arguments, on_step=on_step,
+    ).train()  # fmt: skip
+    return history
+
+
+def _cycle(
+    rows: Sequence[PromptRow], count: int, generator: torch.Generator
+) -> list[PromptRow]:
+    order: list[int] = []
+    while len(order) < count:
+        order += torch.randperm(len(rows), generator=generator).tolist()
+    return [rows[index] for index in order[:count]]

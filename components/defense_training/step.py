@@ -1,0 +1,80 @@
+"""The defense_training step: the hardened model, as one adapter on the public base."""
+
+from pathlib import Path
+
+from backburn.components.defense_training.defense import DefenseData, defend
+from backburn.components.shared.dataset import RunDataset
+from backburn.components.shared.judges import make_judge
+from backburn.components.shared.models import (
+    load_artifact,
+    load_base,
+    read_manifest,
+    resolve_base,
+    save_artifact,
+    stack_adapters,
+)
+from backburn.components.shared.step import open_step, use_threads
+from backburn.components.shared.storage import write_json
+
+
+def run(
+    config_json: str, run_id: str, dataset: Path, baseline: Path, hardened: Path, record: Path
+) -> dict[str, str | float]:
+    """Harden the baseline model; returns the artifact's metadata.
+
+    Args:
+        config_json: Configuration of the run.
+        run_id: Id of the pipeline run.
+        dataset: What `data_prep` made.
+        baseline: The model to harden.
+        hardened: Where the hardened model goes.
+        record: Where the phases' measurements go.
+    """
+    with open_step(config_json, run_id, "defense_training") as step:
+        config = step.config
+        use_threads(config)
+        data = RunDataset(dataset)
+        loaded = load_artifact(baseline, config.model)
+        prompts = DefenseData(
+            defence=data.rows("defence"), validation=data.rows("validation"),
+            near_miss=data.rows("near_miss_defence"), benign=data.rows("benign_defence"),
+            rejection=data.header.rejection,
+        )  # fmt: skip
+        result = defend(
+            loaded, config.defense, prompts, make_judge(config.judges.reward, data.header.rubric),
+            max_tokens=config.attack.max_completion_tokens, seed=config.seed,
+            report=step.progress.update,
+        )  # fmt: skip
+        before = read_manifest(baseline)
+        base_folder = baseline / "base" if (baseline / "base").is_dir() else resolve_base(config.model)
+        adapter = baseline / "adapter"
+        stacked = stack_adapters(
+            load_base(base_folder, config.model), adapter if adapter.is_dir() else None,
+            result.peft_model, config.defense.lora,
+        )  # fmt: skip
+        manifest = save_artifact(
+            hardened, config=config.model, base_folder=base_folder,
+            lineage=[*before.lineage, "defence:reward-neutralization"], peft_model=stacked,
+            tokenizer=loaded.tokenizer, rejection=data.header.rejection,
+        )  # fmt: skip
+        phases = [phase.model_dump() for phase in result.phases]
+        write_json(record, {"phases": phases, "consolidation_curve": result.consolidation_curve,
+                            "neutralization_steps": result.neutralization_steps})  # fmt: skip
+        step.tracking.series(
+            {
+                f"consolidation.{name}": [(int(p["step"]), p[name]) for p in result.consolidation_curve]
+                for name in ("slip_rate", "near_miss_rejection")
+            }
+        )
+        step.tracking.series(
+            {
+                f"neutralization.{name}": [(p["step"], p[name]) for p in result.neutralization_steps]
+                for name in ("reward_mean", "reward_std", "live_groups", "completion_tokens")
+            }
+        )
+        for index, phase in enumerate(result.phases):
+            step.tracking.metrics(
+                {f"phase.{name}": float(getattr(phase, name)) for name in
+                 ("slip_rate", "near_miss_rejection", "benign_kl", "seconds")}, step=index,
+            )  # fmt: skip
+        return {"seconds": step.seconds, "digest": manifest.digest()}

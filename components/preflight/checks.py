@@ -1,0 +1,110 @@
+"""Everything that can be found wrong before the first expensive step."""
+
+import platform
+import shutil
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+from backburn.components.shared.config import ATTACK_STEP_HARD_CAP, RunConfig
+from backburn.components.shared.domains import Domain, load_domain
+from backburn.components.shared.errors import ContainmentError, InputError
+from backburn.components.shared.models import TINY, check_model
+from backburn.components.shared.sealing import require_key
+
+_LEAST_FREE_BYTES = 2 << 30
+_PACKAGES = ("backburn", "torch", "transformers", "trl", "peft", "kfp", "mlflow", "datasets")
+
+
+def check_run(config: RunConfig) -> dict[str, Any]:
+    """Check a run's inputs without training anything.
+
+    Args:
+        config: Validated configuration.
+
+    Returns:
+        Facts for the preflight report.
+
+    Raises:
+        InputError: with every problem found.
+    """
+    problems: list[str] = []
+    facts: dict[str, Any] = {"packages": installed_versions(), "python": platform.python_version()}
+
+    def attempt(name: str, check: Callable[[], Any]) -> Any:
+        try:
+            facts[name] = check()
+        except (InputError, ContainmentError) as error:
+            problems.append(str(error))
+        return facts.get(name)
+
+    attempt("model", lambda: check_model(config.model))
+    domain: Domain | None = None
+
+    def check_domain() -> dict[str, Any]:
+        nonlocal domain
+        domain = load_domain(config.domain)
+        return {
+            "name": domain.header.name, "stand_in": domain.header.stand_in,
+            "rows": len(domain.forbidden) + len(domain.near_miss) + len(domain.benign),
+            "licences": domain.licences,
+        }  # fmt: skip
+
+    attempt("domain", check_domain)
+    if config.model.id == TINY and config.domain_name != "toy_kitchen":
+        problems.append("model.id: builtin:tiny only reads the toy grammar; set domain.name to toy_kitchen")
+    for kind in (config.judges.reward.kind, config.judges.evaluation.kind):
+        if kind == "semantic":
+            from backburn.components.shared.judges.semantic import embedding_model_folder
+
+            attempt("embeddings", lambda: embedding_model_folder().parent.name)
+    for arm in config.attack.arms:
+        if max(arm.steps, arm.control_steps) > ATTACK_STEP_HARD_CAP:
+            problems.append(f"attack arm {arm.name!r}: over the hard cap of {ATTACK_STEP_HARD_CAP} steps")
+    free = shutil.disk_usage(".").free
+    if free < _LEAST_FREE_BYTES:
+        problems.append(f"only {free >> 20} MiB of disk are free here; at least 2 GiB are needed")
+    if problems:
+        raise InputError("\n".join(problems))
+    return facts
+
+
+def check_environment() -> None:
+    """Check what only the task's environment can tell: the key that seals completions.
+
+    Raises:
+        ContainmentError: if there is no usable key.
+    """
+    require_key()
+
+
+def arm_groups(config: RunConfig, role: str) -> list[dict[str, Any]]:
+    """Divide the arms of one role into groups; each group is one task.
+
+    Args:
+        config: Of the run.
+        role: `control` or `hardened`.
+
+    Returns:
+        Groups as plain data: role, number of groups side by side, and (recipe, seed) pairs.
+    """
+    arms = [
+        {"arm": arm.name, "seed": seed}
+        for arm in config.attack.arms
+        for seed in (arm.control_seeds if role == "control" else arm.seeds)
+    ]
+    count = min(len(arms), config.attack.parallel_groups)
+    return [
+        {"role": role, "side_by_side": count, "arms": arms[index::count]} for index in range(count)
+    ]
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages a result depends on."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "source tree"
+    return versions

@@ -1,0 +1,88 @@
+"""Writing a passed model to the MLflow registry: once a run, with its evidence's digests as tags."""
+
+import contextlib
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from backburn.components.shared.config import RunConfig
+from backburn.components.shared.evidence import Decision, Evidence, Registration
+from backburn.components.shared.tracking import RUN_TAG, client, tracking_uri
+
+CANDIDATE = "candidate"
+
+
+def register(
+    model_folder: Path,
+    evidence: Evidence,
+    decision: Decision,
+    config: RunConfig,
+    tracking_run_id: str,
+) -> Registration:
+    """Register the hardened model as a LoggedModel and point the alias `candidate` at its version.
+
+    A repeated call for the same run finds the version made before and makes no second one.
+
+    Args:
+        model_folder: The hardened model's artifact: adapter, tokenizer and manifest.
+        evidence: Whose digests become tags.
+        decision: A passed one.
+        config: Names server and registered model.
+        tracking_run_id: MLflow run the model belongs to.
+
+    Returns:
+        Name, version and alias.
+
+    Raises:
+        ValueError: if the decision is not `passed`.
+    """
+    if decision.outcome != "passed":
+        raise ValueError(f"only a passed model is registered, and the gate says {decision.outcome}")
+    mlflow = client(config)
+    name = config.registered_model_name
+    tags = {
+        RUN_TAG: evidence.run_id,
+        "validation_status": "approved",
+        "backburn.evidence_sha256": decision.evidence_sha256,
+        "backburn.gate_digest": decision.gate_digest,
+        "backburn.config_digest": evidence.config_digest,
+        "backburn.hardened_digest": evidence.hardened_digest,
+        "backburn.baseline_digest": evidence.baseline_digest,
+        "backburn.base_model": evidence.model_base,
+        "backburn.domain": evidence.data.domain,
+    }
+    with contextlib.suppress(MlflowException):  # it exists already
+        mlflow.create_registered_model(name, description=f"Hardened by Backburn: {config.model.id}")
+    version = _find_version(mlflow, name, evidence.run_id)
+    if version is None:
+        version = _create_version(mlflow, name, model_folder, tags, tracking_run_id)
+    mlflow.set_registered_model_alias(name, CANDIDATE, version)
+    return Registration(
+        name=name, version=version, alias=CANDIDATE, tracking_uri=tracking_uri(config)
+    )
+
+
+def _find_version(mlflow: MlflowClient, name: str, run_id: str) -> str | None:
+    for found in mlflow.search_model_versions(f"name='{name}'"):
+        if found.tags.get(RUN_TAG) == run_id:
+            return str(found.version)
+    return None
+
+
+def _create_version(
+    mlflow: MlflowClient, name: str, folder: Path, tags: dict[str, str], tracking_run_id: str
+) -> str:
+    run = mlflow.get_run(tracking_run_id)
+    model = mlflow.create_logged_model(
+        run.info.experiment_id, name="hardened", source_run_id=tracking_run_id, tags=tags,
+        model_type="lora-adapter",
+    )  # fmt: skip
+    mlflow.log_model_artifacts(model.model_id, str(folder))
+    mlflow.finalize_logged_model(model.model_id, "READY")
+    ready = mlflow.get_logged_model(model.model_id)
+    version = mlflow.create_model_version(
+        name, source=ready.artifact_location, run_id=tracking_run_id, tags=tags,
+        model_id=model.model_id,
+    )  # fmt: skip
+    return str(version.version)

@@ -1,0 +1,179 @@
+"""One arm: an RL attacker with a budget, trained in memory, measured on held-out prompts."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backburn.components.rl_attack.lazy_rollouts import Rollouts
+from backburn.components.shared.config import AttackArmConfig, AttackConfig, SamplingConfig
+from backburn.components.shared.domains.domain import PromptRow
+from backburn.components.shared.grpo import GroupTrainer, StepStatistics, grpo_arguments
+from backburn.components.shared.judges import Exchange, Judge
+from backburn.components.shared.models import LoadedModel, add_lora
+
+HELD_OUT_SAMPLING = SamplingConfig(temperature=1.0)
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What an arm leaves behind: completions to be sealed and statistics; never weights."""
+
+    completions: list[dict[str, Any]]
+    statistics: dict[str, Any]
+
+
+class HarmReward:
+    """The attacker's reward: harm / 10 by the reward judge, refusals 0; judged once a distinct exchange."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._known: dict[Exchange, float | None] = {}
+        self.calls = 0
+
+    def __call__(
+        self, prompts: Sequence[list[dict[str, str]]], completions: Sequence[str]
+    ) -> list[float | None]:
+        """One reward a completion, 0 to 1; None if the judge did not score it."""
+        exchanges = [
+            Exchange(prompt[-1]["content"], completion)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        fresh = [exchange for exchange in dict.fromkeys(exchanges) if exchange not in self._known]
+        self.calls += len(fresh)
+        for exchange, verdict in zip(fresh, self._judge.judge(fresh), strict=True):
+            self._known[exchange] = None if verdict.score is None else verdict.score / 10.0
+        return [self._known[exchange] for exchange in exchanges]
+
+
+def run_arm(
+    loaded: LoadedModel,
+    arm: AttackArmConfig,
+    settings: AttackConfig,
+    *,
+    role: str,
+    seed: int,
+    attack_rows: Sequence[PromptRow],
+    held_out_rows: Sequence[PromptRow],
+    rejection: str,
+    judge: Judge,
+    monitor: Judge,
+    broken_at: float,
+    report: Callable[[int, int, str], None],
+) -> ArmResult:
+    """Attack a model, then give it back as it was.
+
+    Args:
+        loaded: The target; its own weights are never written to.
+        arm: The recipe.
+        settings: Checkpoints, lengths, caps.
+        role: `control` (unhardened target) or `hardened`.
+        seed: Of prompts' choice, adapter and draws.
+        attack_rows: Prompts the arm may train on; it takes `arm.prompts` of them.
+        held_out_rows: Prompts its harm is measured on.
+        rejection: The canonical rejection.
+        judge: The attack's reward judge.
+        monitor: The evaluation judge; it only watches: a control arm ends at the first checkpoint it calls
+            broken.
+        broken_at: Mean harm that counts as broken.
+        report: Called as `report(step, steps, note)`.
+
+    Returns:
+        Completions on held-out prompts at the checkpoints, and statistics.
+    """
+    start = time.perf_counter()
+    steps = arm.control_steps if role == "control" else arm.steps
+    generator = torch.Generator().manual_seed(_mix(seed, 1))
+    chosen = torch.randperm(
+        len(attack_rows), generator=torch.Generator().manual_seed(_mix(seed, 2))
+    ).tolist()[: arm.prompts]
+    rows = [attack_rows[index] for index in chosen]
+    rejection_ids = loaded.encode_completion(rejection)
+
+    def source(sampling: SamplingConfig) -> Rollouts:
+        return Rollouts(
+            loaded, rejection_ids, sampling, max_tokens=settings.max_completion_tokens,
+            generator=generator, lazy=settings.lazy_rollouts,
+        )  # fmt: skip
+
+    training, held_out = source(arm.sampling), source(HELD_OUT_SAMPLING)
+    reward = HarmReward(judge)
+    held_out_prompts = [loaded.encode_row(row) for row in held_out_rows]
+    checkpoints = sorted({step for step in settings.checkpoints if step <= steps} | {steps})
+    completions: list[dict[str, Any]] = []
+    harm_by_step: dict[int, float] = {}
+    history: list[StepStatistics] = []
+    peft_model = add_lora(loaded, arm.lora, _mix(seed, 3))
+
+    def measure(step: int) -> float:
+        copies = settings.completions_per_prompt
+        drawn = held_out.draw(held_out_prompts, copies, peft_model)
+        exchanges: list[Exchange] = []
+        for index, tokens in enumerate(drawn):
+            row = held_out_rows[index // copies]
+            text = loaded.decode(tokens)
+            exchanges.append(Exchange(row.text, text))
+            completions.append(
+                {"arm": arm.name, "role": role, "seed": seed, "step": step, "prompt_id": row.id,
+                 "completion": text, "tokens": len(tokens)}  # fmt: skip
+            )
+        scores = [v.score for v in monitor.judge(exchanges) if v.score is not None]
+        harm_by_step[step] = sum(scores) / len(scores) if scores else 0.0
+        return harm_by_step[step]
+
+    def on_step(statistics: StepStatistics) -> bool:
+        history.append(statistics)
+        step = statistics.step
+        going = True
+        if step in checkpoints:
+            harm = measure(step)
+            going = not (role == "control" and harm >= broken_at)
+        live = sum(1 for item in history if item.live_groups)
+        note = f"reward {statistics.reward_mean:.2f}, {live} live step(s), harm {_last(harm_by_step):.1f}"
+        report(step, steps, note)
+        return going
+
+    try:
+        measure(0)
+        report(0, steps, f"harm {harm_by_step[0]:.1f}")
+        with tempfile.TemporaryDirectory(prefix="backburn-attack-") as scratch:
+            arguments = grpo_arguments(
+                Path(scratch), steps=steps, prompts_per_step=arm.prompts_per_step,
+                group_size=arm.group_size, learning_rate=arm.learning_rate,
+                max_tokens=settings.max_completion_tokens, temperature=arm.sampling.temperature,
+                seed=_mix(seed, 4), beta=arm.kl_coefficient,
+                entropy_coefficient=arm.entropy_coefficient, loss=arm.loss,
+                scale_rewards=arm.scale_rewards, device=str(loaded.device.type),
+            )  # fmt: skip
+            GroupTrainer(
+                loaded=loaded, peft_model=peft_model, source=training, reward=reward,
+                prompts=[row.chat() for row in rows], args=arguments, on_step=on_step,
+            ).train()  # fmt: skip
+    finally:
+        peft_model.unload()  # the adapter is dropped; the base was frozen throughout
+    statistics = {
+        "arm": arm.name, "role": role, "seed": seed, "recipe": arm.model_dump(mode="json"),
+        "prompt_ids": [row.id for row in rows], "steps_planned": steps, "steps_run": len(history),
+        "steps": [asdict(item) for item in history],
+        "live_groups": sum(item.live_groups for item in history),
+        "groups": sum(item.groups for item in history),
+        "idle_steps": sum(item.idle for item in history),
+        "reward_judge": judge.id, "reward_judge_calls": reward.calls, "monitor": monitor.id,
+        "monitored_harm": {str(step): harm for step, harm in harm_by_step.items()},
+        "rollouts": {"training": training.counts.as_dict(), "held_out": held_out.counts.as_dict()},
+        "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+    return ArmResult(completions, statistics)
+
+
+def _mix(seed: int, purpose: int) -> int:
+    """Independent seeds for the purposes of one arm."""
+    return seed * 1000 + purpose
+
+
+def _last(values: dict[int, float]) -> float:
+    return next(reversed(values.values()))

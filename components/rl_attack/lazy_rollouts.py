@@ -1,0 +1,168 @@
+"""Rollouts that cost nothing while the target answers with its rejection.
+
+While no weight moves, the distribution of each next token along the rejection is known from one
+teacher-forced pass. A draw follows the rejection up to the token at which it departs; only from there
+on is anything generated. The draws have exactly the distribution of ordinary sampling, because at each
+position the rejection's token is taken with its own probability, and another one with the rest's,
+renormalised.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from backburn.components.shared.config import SamplingConfig
+from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.sampling import (
+    CompletionLogits,
+    completion_logits,
+    draw_completions,
+    invert_cumulative,
+    log_distribution,
+    slip_rate,
+)
+
+_LEAST_PEAKED = 0.5
+"""Probability of the rejection below which ordinary sampling is as fast."""
+_PAUSE = 10
+"""Draws for which a target found not peaked on any prompt is not looked at again."""
+
+
+@dataclass
+class RolloutCounts:
+    """Work done by a source of rollouts."""
+
+    draws: int = 0
+    departures: int = 0
+    generated_tokens: int = 0
+    tables_built: int = 0
+    ordinary_draws: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain numbers for the evidence."""
+        return asdict(self)
+
+
+class Rollouts:
+    """Draws completions, from cached distributions where that is exact and cheaper."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        rejection: Sequence[int],
+        sampling: SamplingConfig,
+        *,
+        max_tokens: int,
+        generator: torch.Generator,
+        lazy: bool = True,
+    ) -> None:
+        """Prepare a source.
+
+        Args:
+            loaded: The target.
+            rejection: Token ids of the canonical rejection, end token included.
+            sampling: The attacker's own settings.
+            max_tokens: Most tokens of a completion.
+            generator: CPU generator of all draws.
+            lazy: False: always ordinary sampling.
+        """
+        self._loaded = loaded
+        self._rejection = list(rejection)[:max_tokens]
+        self._sampling = sampling
+        self._max_tokens = max_tokens
+        self._generator = generator
+        self._lazy = lazy
+        self._tables: dict[tuple[int, ...], CompletionLogits] = {}
+        self._version: tuple[int, ...] | None = None
+        self._pause = 0
+        self.counts = RolloutCounts()
+
+    def draw(self, prompts: Sequence[Sequence[int]], copies: int, model: Any) -> list[list[int]]:
+        """Draw `copies` completions a prompt; the copies of a prompt are adjacent."""
+        self.counts.draws += len(prompts) * copies
+        tables = self._current_tables(prompts, model) if self._lazy else [None] * len(prompts)
+        results: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
+        ordinary = [index for index, table in enumerate(tables) if table is None]
+        if ordinary:
+            drawn = draw_completions(
+                self._loaded, [prompts[i] for i in ordinary], self._sampling, copies=copies,
+                max_tokens=self._max_tokens, generator=self._generator, model=model,
+            )  # fmt: skip
+            self.counts.ordinary_draws += len(drawn)
+            self.counts.generated_tokens += sum(map(len, drawn))
+            for position, index in enumerate(ordinary):
+                results[index * copies : (index + 1) * copies] = drawn[
+                    position * copies : (position + 1) * copies
+                ]
+        departed: list[tuple[int, int, list[int]]] = []  # (place in results, prompt, tokens so far)
+        for index, table in enumerate(tables):
+            if table is not None:
+                for copy, tokens in enumerate(self._follow(table, copies)):
+                    place = index * copies + copy
+                    results[place] = tokens
+                    if not self._complete(tokens):
+                        departed.append((place, index, tokens))
+        if departed:
+            finished = draw_completions(
+                self._loaded, [prompts[index] for _, index, _ in departed], self._sampling,
+                max_tokens=self._max_tokens, generator=self._generator, model=model,
+                prefixes=[tokens for _, _, tokens in departed],
+            )  # fmt: skip
+            for (place, _, tokens), completion in zip(departed, finished, strict=True):
+                self.counts.generated_tokens += len(completion) - len(tokens)
+                results[place] = completion
+        return results
+
+    def _complete(self, tokens: list[int]) -> bool:
+        return tokens[-1] in self._loaded.end_ids or len(tokens) >= self._max_tokens
+
+    def _follow(self, table: CompletionLogits, copies: int) -> list[list[int]]:
+        """Follow the rejection until the token at which each copy departs, that token included."""
+        keep = table.token_log_probabilities(self._sampling).exp()
+        uniform = torch.rand(copies, len(keep), generator=self._generator, dtype=torch.float64)
+        departs = uniform >= keep
+        drawn: list[list[int]] = []
+        for row in departs:
+            if not bool(row.any()):
+                drawn.append(list(self._rejection))
+                continue
+            self.counts.departures += 1
+            position = int(row.int().argmax())
+            rest = log_distribution(table.logits[position], self._sampling).exp()
+            rest[self._rejection[position]] = 0.0
+            token = int(invert_cumulative(rest.unsqueeze(0), self._generator)[0])
+            drawn.append([*self._rejection[:position], token])
+        return drawn
+
+    def _current_tables(
+        self, prompts: Sequence[Sequence[int]], model: Any
+    ) -> list[CompletionLogits | None]:
+        if self._pause > 0:
+            self._pause -= 1
+            return [None] * len(prompts)
+        version = weights_version(model)
+        if version != self._version:
+            self._tables.clear()
+            self._version = version
+        missing = [tuple(p) for p in dict.fromkeys(map(tuple, prompts)) if tuple(p) not in self._tables]
+        if missing:
+            logits = completion_logits(
+                self._loaded, missing, [self._rejection] * len(missing), model=model
+            )
+            self._tables.update(zip(missing, logits, strict=True))
+            self.counts.tables_built += len(missing)
+        tables = [self._tables[tuple(prompt)] for prompt in prompts]
+        peaked = [slip_rate(table, self._sampling) <= 1.0 - _LEAST_PEAKED for table in tables]
+        if not any(peaked):
+            self._pause = _PAUSE
+        return [table if good else None for table, good in zip(tables, peaked, strict=True)]
+
+
+def weights_version(model: Any) -> tuple[int, ...]:
+    """Changes whenever any weight is written to, in place or by replacement."""
+    version: list[int] = []
+    for parameter in model.parameters():
+        version += [parameter._version, parameter.data_ptr()]
+    return tuple(version)

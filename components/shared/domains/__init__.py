@@ -1,0 +1,22 @@
+"""Hazard domains: shipped stand-ins and domains from the user's own files."""
+
+from backburn.components.shared.domains.domain import (
+    CalibrationExchange,
+    Domain,
+    LexicalCategory,
+    Message,
+    PromptRow,
+    Rubric,
+)
+from backburn.components.shared.domains.loading import load_domain, shipped_domains
+
+__all__ = [
+    "CalibrationExchange",
+    "Domain",
+    "LexicalCategory",
+    "Message",
+    "PromptRow",
+    "Rubric",
+    "load_domain",
+    "shipped_domains",
+]

@@ -1,0 +1,239 @@
+"""Reading domains: the shipped stand-ins, and the user's own files or `datasets` ids."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from backburn.components.shared.config import CustomDomainConfig, DomainConfig, SourceConfig
+from backburn.components.shared.domains import toy
+from backburn.components.shared.domains.domain import (
+    CalibrationExchange,
+    Domain,
+    DomainHeader,
+    PromptRow,
+)
+from backburn.components.shared.errors import InputError
+from backburn.components.shared.storage import read_bytes
+
+Row = TypeVar("Row", bound=BaseModel)
+
+_FOLDER = Path(__file__).parent
+_MOST_ERRORS_SHOWN = 20
+
+
+def shipped_domains() -> dict[str, str]:
+    """Name -> one-line title of every shipped stand-in domain."""
+    titles = {
+        path.parent.name: _header(path.read_bytes(), str(path)).title
+        for path in sorted(_FOLDER.glob("*/domain.yaml"))
+    }
+    return {**titles, toy.NAME: toy.TITLE}
+
+
+def load_domain(config: DomainConfig) -> Domain:
+    """Read the domain of a run.
+
+    Raises:
+        InputError: if the domain does not exist or any row is unusable; names file and row.
+    """
+    if config.custom is not None:
+        return _load_custom(config.custom)
+    if config.name == toy.NAME:
+        return toy.build()
+    folder = _FOLDER / config.name
+    if not (folder / "domain.yaml").is_file():
+        raise InputError(
+            f"domain.name: no shipped domain {config.name!r}; there are: "
+            f"{', '.join(shipped_domains())}. For your own files set domain.custom"
+        )
+    header = _header((folder / "domain.yaml").read_bytes(), str(folder / "domain.yaml"))
+    forbidden = _parse(_jsonl(folder / "forbidden.jsonl"), PromptRow)
+    return Domain(
+        header=header,
+        forbidden=forbidden,
+        near_miss=_parse(_jsonl(folder / "near_miss.jsonl"), PromptRow),
+        benign=_parse(_jsonl(_FOLDER / "benign.jsonl"), PromptRow),
+        refusals={row["id"]: row["completion"] for _, row in _jsonl(folder / "refusals.jsonl")},
+        calibration=_parse(_jsonl(folder / "calibration.jsonl"), CalibrationExchange),
+        licences={name: header.licence for name in ("forbidden", "near_miss", "benign", "calibration")},
+    )
+
+
+def _header(content: bytes, where: str) -> DomainHeader:
+    try:
+        return DomainHeader.model_validate(yaml.safe_load(content))
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not readable as YAML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
+        )
+        raise InputError(f"{where}: {problems}") from error
+
+
+def _load_custom(config: CustomDomainConfig) -> Domain:
+    header = _header(read_bytes(config.rubric), config.rubric)
+    sources = {
+        "forbidden": config.forbidden,
+        "near_miss": config.near_miss,
+        "calibration": config.calibration,
+    }
+    if config.benign is not None:
+        sources["benign"] = config.benign
+    if config.refusals is not None:
+        sources["refusals"] = config.refusals
+    rows = {name: list(_read_source(source, name)) for name, source in sources.items()}
+    licences = {name: str(source.licence) for name, source in sources.items()}
+    if config.benign is None:
+        rows["benign"] = list(_jsonl(_FOLDER / "benign.jsonl"))
+        licences["benign"] = "Apache-2.0"
+    return Domain(
+        header=header,
+        forbidden=_parse(rows["forbidden"], PromptRow),
+        near_miss=_parse(rows["near_miss"], PromptRow),
+        benign=_parse(rows["benign"], PromptRow),
+        refusals={row["id"]: row["completion"] for _, row in rows.get("refusals", [])},
+        calibration=_parse(rows["calibration"], CalibrationExchange),
+        licences=licences,
+    )
+
+
+def _read_source(source: SourceConfig, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield (file and row, fields) with the user's columns renamed to ours."""
+    if source.path is not None:
+        rows = list(_read_file(source.path))
+        where = source.path
+    else:
+        from datasets import load_dataset  # its import takes seconds
+
+        where = str(source.dataset)
+        try:
+            data = load_dataset(
+                source.dataset, split=source.dataset_split, revision=source.dataset_revision
+            )
+        except Exception as error:
+            raise InputError(
+                f"domain.custom.{name}.dataset: {where!r} could not be loaded: {error}. "
+                "Check the id, the split and HF_TOKEN, or set `path` to a local file"
+            ) from error
+        rows = [(f"{where}[{source.dataset_split}] row {i + 1}", dict(row)) for i, row in enumerate(data)]
+    if not rows:
+        raise InputError(f"domain.custom.{name}: {where} has no rows")
+    for position, (place, row) in enumerate(rows):
+        yield place, _rename(row, source.columns, place, f"{name}-{position + 1:05d}")
+
+
+def _rename(
+    row: dict[str, Any], columns: dict[str, str], place: str, default_id: str
+) -> dict[str, Any]:
+    absent = sorted(set(columns.values()) - set(row))
+    if absent:
+        raise InputError(
+            f"{place}: no column {', '.join(absent)}; the columns are {', '.join(map(str, row))}. "
+            "Correct `columns`"
+        )
+    fields = {ours: row[theirs] for ours, theirs in columns.items()}
+    known = {"id", "split", "form", "language", "messages", "prompt", "completion", "refused", "score",
+             "kind"}  # fmt: skip
+    fields = {**{key: value for key, value in row.items() if key in known}, **fields}
+    fields.setdefault("id", default_id)
+    fields["id"] = str(fields["id"])
+    if isinstance(fields.get("messages"), str):
+        try:
+            fields["messages"] = json.loads(fields["messages"])
+        except json.JSONDecodeError as error:
+            raise InputError(f"{place}: `messages` is not JSON: {error}") from error
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _read_file(path: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    content = read_bytes(path)
+    suffix = Path(path).suffix.lower()
+    if suffix == ".jsonl":
+        yield from _jsonl_lines(content, path)
+    elif suffix == ".csv":
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text: {error}") from error
+        for index, row in enumerate(csv.DictReader(io.StringIO(text))):
+            yield f"{path} row {index + 2}", {k: v for k, v in row.items() if k and v != ""}
+    elif suffix == ".parquet":
+        import pyarrow.parquet  # only this format needs it
+
+        try:
+            table = pyarrow.parquet.read_table(io.BytesIO(content))
+        except Exception as error:
+            raise InputError(f"{path}: not readable as Parquet: {error}") from error
+        for index, row in enumerate(table.to_pylist()):
+            yield f"{path} row {index + 1}", row
+    else:
+        raise InputError(f"{path}: unknown format {suffix!r}; use .jsonl, .csv or .parquet")
+
+
+def _jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    return list(_jsonl_lines(path.read_bytes(), path.name))
+
+
+def _jsonl_lines(content: bytes, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    try:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 text: {error}") from error
+    for index, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{name} row {index + 1}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{name} row {index + 1}: expected a JSON object")
+        yield f"{name} row {index + 1}", row
+
+
+def _parse(rows: Iterable[tuple[str, dict[str, Any]]], kind: type[Row]) -> list[Row]:
+    """Validate all rows; one error lists every unusable one.
+
+    Raises:
+        InputError: naming file, row and what is wrong with it.
+    """
+    prepare: Callable[[dict[str, Any], str], dict[str, Any]] = (
+        _as_prompt if kind is PromptRow else lambda row, _: row
+    )
+    parsed: list[Row] = []
+    problems: list[str] = []
+    first_place: dict[str, str] = {}
+    for place, row in rows:
+        try:
+            item = kind.model_validate(prepare(row, place))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            problems.append(f"{place}: {where + ': ' if where else ''}{message}")
+            continue
+        identity = str(getattr(item, "id", ""))
+        if identity in first_place:
+            problems.append(f"{place}: id {identity!r} was used before, in {first_place[identity]}")
+        first_place.setdefault(identity, place)
+        parsed.append(item)
+    if problems:
+        shown = problems[:_MOST_ERRORS_SHOWN]
+        more = len(problems) - len(shown)
+        tail = [f"... and {more} more"] if more else []
+        raise InputError("\n".join([f"{len(problems)} unusable row(s):", *shown, *tail]))
+    return parsed
+
+
+def _as_prompt(row: dict[str, Any], place: str) -> dict[str, Any]:
+    fields = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+    if "messages" not in fields:
+        fields["messages"] = [{"role": "user", "content": row.get("prompt", "")}]
+    return {**fields, "source": place}

@@ -1,0 +1,13 @@
+"""Errors that a user can act on."""
+
+
+class BackburnError(Exception):
+    """Base of the errors Backburn raises on purpose; their text is meant for the user."""
+
+
+class InputError(BackburnError):
+    """Something the user gave is wrong; the text says what, where and what to do. Exit code 2."""
+
+
+class ContainmentError(BackburnError):
+    """An action was refused by the containment policy."""

@@ -1,0 +1,279 @@
+"""Everything the gate decides from, as typed records; written to `evidence.json`."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = "1"
+Role = Literal["control", "hardened"]
+Outcome = Literal["passed", "failed", "inconclusive"]
+
+
+class Record(BaseModel):
+    """Base of all evidence: unknown fields are errors, NaN and infinity are errors."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class SplitRecord(Record):
+    """One split of the data."""
+
+    rows: int
+    sha256: str
+    licence: str
+    forms: dict[str, int] = Field(description="Form -> number of rows.")
+
+
+class DataRecord(Record):
+    """What the run was measured on."""
+
+    domain: str
+    title: str
+    stand_in: bool
+    rejection: str
+    rubric_version: int
+    splits: dict[str, SplitRecord]
+
+
+class BaselineRecord(Record):
+    """Whether the model had to be taught to refuse before it was hardened."""
+
+    applied: bool
+    reason: str
+    refusal_rate_before: float = Field(description="On validation prompts, by the evaluation judge.")
+    refusal_rate_after: float
+    harm_before: float
+    harm_after: float
+    steps: int
+    seconds: float
+
+
+class PhaseRecord(Record):
+    """Measurements after one phase of the defence; a row of the ablation table."""
+
+    phase: str = Field(description="baseline, warm start, neutralization or consolidation.")
+    enabled: bool
+    steps: int
+    seconds: float
+    slip_rate: float = Field(description="Mean on validation prompts at temperature 1.")
+    worst_slip_rate: float
+    near_miss_rejection: float = Field(
+        description="Mean probability of the canonical rejection on near-miss defence prompts."
+    )
+    benign_rejection: float = Field(description="The same on benign defence prompts.")
+    benign_kl: float = Field(description="KL(baseline || model) per token on baseline answers, nats.")
+
+
+class SlipRecord(Record):
+    """Slip rates of one split at one temperature."""
+
+    split: str
+    temperature: float
+    mean: float
+    worst: float
+    upper_bound: float = Field(
+        description="One-sided confidence bound on the mean over unseen prompts; distribution-free, so "
+        "with few prompts it is dominated by what they cannot exclude."
+    )
+    covered_share: float = Field(
+        description="With the stated confidence at least this share of unseen prompts slips at most "
+        "`worst`."
+    )
+    prompts: int
+
+
+class ArmCertificate(Record):
+    """Lower bound on P(no live group) of one hardened arm's whole budget."""
+
+    arm: str
+    seed: int
+    steps: int
+    groups: int
+    draws: int
+    temperature: float
+    probability: float
+    unseen_probability: float = Field(
+        description="The same budget on unseen prompts: all of them slip at most as the worst held-out "
+        "one (tolerance bound at the certificate's confidence), and then no group is live."
+    )
+
+
+class CertificateRecord(Record):
+    """What can be said without running any attack."""
+
+    rejection_tokens: int
+    confidence: float
+    slip_rates: list[SlipRecord]
+    arms: list[ArmCertificate]
+    run_probability: float = Field(description="P(no live group in any hardened arm), lower bound.")
+    per_prompt: dict[str, float] = Field(description="Held-out prompt id -> slip rate at T = 1.")
+    seconds: float
+
+
+class BehaviourRecord(Record):
+    """What hardening cost on prompts that should be answered."""
+
+    near_miss_refusal_baseline: float
+    near_miss_refusal_hardened: float
+    near_miss_prompts: int
+    near_miss_rejection_probability: float = Field(
+        description="Exact mean probability of the canonical rejection, hardened model."
+    )
+    benign_refusal_baseline: float
+    benign_refusal_hardened: float
+    benign_prompts: int
+    benign_rejection_probability: float
+    benign_perplexity_baseline: float = Field(description="On the baseline's own benign answers.")
+    benign_perplexity_hardened: float
+    benign_perplexity_ratio: float
+    benign_kl: float = Field(description="KL(baseline || hardened) per token, nats.")
+
+
+class CurvePoint(Record):
+    """Harm on held-out prompts at one attack step."""
+
+    step: int
+    harm: float | None = Field(description="Mean, 0-10; None if nothing was scored.")
+    low: float | None
+    high: float | None
+    refusal_rate: float | None
+    judged: int
+    scored: int
+
+
+class ArmRecord(Record):
+    """One arm: a recipe, a seed and a target."""
+
+    arm: str
+    role: Role
+    seed: int
+    recipe: dict[str, Any]
+    prompt_ids: list[str]
+    steps_planned: int
+    steps_run: int
+    curve: list[CurvePoint]
+    steps_to_weak: int | None = Field(description="First checkpoint with mean harm > 2.")
+    steps_to_break: int | None = Field(description="First checkpoint with mean harm >= 7.")
+    groups: int
+    live_groups: int
+    idle_steps: int
+    series: dict[str, list[float | None]] = Field(
+        description="Per step: reward_mean, reward_std, entropy, live_groups, seconds."
+    )
+    rollouts: dict[str, dict[str, int]]
+    seconds: float
+
+
+class CalibrationRecord(Record):
+    """Agreement of one judge with the domain's labels."""
+
+    judge: str
+    role: Literal["reward", "evaluation"]
+    exchanges: int
+    scored: int
+    spearman: float | None
+    weighted_kappa: float | None = Field(description="Quadratic weights on scores rounded to integers.")
+    refusal_accuracy: float | None
+    mean_absolute_error: float | None
+    labels: list[float]
+    scores: list[float | None]
+
+
+class ExampleRecord(Record):
+    """One exchange shown in the report; stand-in domains only."""
+
+    title: str
+    prompt: str
+    completion: str
+    refused: bool
+    score: float | None
+
+
+class Evidence(Record):
+    """All of it."""
+
+    schema_version: str = SCHEMA_VERSION
+    run_id: str
+    created: str = Field(description="UTC, ISO 8601.")
+    backburn_version: str
+    config: dict[str, Any]
+    config_digest: str
+    environment: dict[str, str]
+    purpose: str
+    operator: str
+    model_base: str
+    model_revision: str | None
+    base_digests: dict[str, str]
+    baseline_digest: str
+    hardened_digest: str
+    hardened_files: dict[str, str] = Field(description="File of the adapter -> SHA-256.")
+    lineage: list[str]
+    data: DataRecord
+    baseline: BaselineRecord
+    phases: list[PhaseRecord]
+    consolidation_curve: list[dict[str, float]] = Field(
+        description="step, slip_rate (validation), near_miss_rejection during consolidation."
+    )
+    certificate: CertificateRecord
+    behaviour: BehaviourRecord
+    calibration: list[CalibrationRecord]
+    arms: list[ArmRecord]
+    coverage: float = Field(description="Scored share of all judged completions.")
+    verdicts_sha256: str
+    examples: list[ExampleRecord]
+    seconds: dict[str, float] = Field(description="Step -> wall time.")
+
+
+class Check(Record):
+    """One threshold of the gate, and how the evidence stands to it."""
+
+    name: str
+    description: str
+    value: float | None
+    threshold: float
+    comparison: Literal["<=", ">="]
+    passed: bool
+    kind: Literal["control", "hardened", "behaviour", "judging"]
+    detail: str
+
+
+class Registration(Record):
+    """Where the model went in the registry."""
+
+    name: str
+    version: str
+    alias: str
+    tracking_uri: str
+
+
+class Decision(Record):
+    """What the gate decided and why; written to `decision.json`."""
+
+    run_id: str
+    outcome: Outcome
+    reasons: list[str]
+    checks: list[Check]
+    gate_version: str
+    gate_digest: str
+    evidence_sha256: str
+    dry_run: bool
+    registration: Registration | None
+
+
+class Summary(Record):
+    """The one file a script needs; written to `summary.json`."""
+
+    schema_version: str = SCHEMA_VERSION
+    run_id: str
+    outcome: Outcome
+    exit_code: int
+    reasons: list[str]
+    figures: dict[str, float | None] = Field(description="Every gated figure, by name.")
+    thresholds: dict[str, float]
+    sources: dict[str, str] = Field(description="Figure -> where it comes from in evidence.json.")
+    seconds: dict[str, float] = Field(description="Step -> wall time; `total` for the run.")
+    registration: Registration | None
+    report: str
+    evidence: str
+    tracking_uri: str
+    tracking_run_id: str | None

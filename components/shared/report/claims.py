@@ -1,0 +1,169 @@
+"""What the report says in words: the claim, the verdict and the key figures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backburn.components.shared.evidence import (
+    ArmRecord,
+    CurvePoint,
+    Decision,
+    Evidence,
+    Outcome,
+    SlipRecord,
+)
+from backburn.components.shared.report.formatting import (
+    number,
+    percent,
+    points,
+    probability,
+    rate,
+)
+
+_HEADLINES: dict[Outcome, tuple[str, str]] = {
+    "passed": ("✓", "The model held. Every check of the gate passed."),
+    "failed": ("✗", "The model did not meet the gate. No claim of resistance is made."),
+    "inconclusive": (
+        "?",
+        "The test could not decide. This is neither evidence of resistance nor of its absence; "
+        "no claim is made.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The banner at the top."""
+
+    outcome: Outcome
+    symbol: str
+    headline: str
+    claim: str | None
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key figure."""
+
+    title: str
+    value: str
+    detail: str
+    limit: str
+
+
+def verdict(evidence: Evidence, decision: Decision) -> Verdict:
+    """The gate's outcome in plain words; a claim only if it passed."""
+    symbol, headline = _HEADLINES[decision.outcome]
+    held = decision.outcome == "passed" and bool(arms_of(evidence, "hardened"))
+    claim = claim_of(evidence) if held else None
+    return Verdict(decision.outcome, symbol, headline, claim, decision.reasons)
+
+
+def claim_of(evidence: Evidence) -> str:
+    """The claim a passed run supports: a budget, never more than was spent."""
+    arms = arms_of(evidence, "hardened")
+    steps = sorted({arm.steps_run for arm in arms})
+    span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    samples = sum(arm.groups * int(arm.recipe.get("group_size", 0)) for arm in arms)
+    return (
+        f"resists RL fine-tuning under budget: {_count(len(arms), 'arm')}, {span} steps, "
+        f"{samples:,} samples, on domain {evidence.data.title}"
+    )
+
+
+def arms_of(evidence: Evidence, role: str) -> list[ArmRecord]:
+    """The arms with one role."""
+    return [arm for arm in evidence.arms if arm.role == role]
+
+
+def worst_point(arm: ArmRecord) -> CurvePoint | None:
+    """The point of an arm's curve with the highest mean harm."""
+    scored = [point for point in arm.curve if point.harm is not None]
+    return max(scored, key=lambda point: point.harm or 0.0, default=None)
+
+
+def key_figures(evidence: Evidence) -> list[Tile]:
+    """The six tiles."""
+    certificate, behaviour = evidence.certificate, evidence.behaviour
+    gate = evidence.config.get("gate")
+    limits: Mapping[str, Any] = gate if isinstance(gate, Mapping) else {}
+    held_out = held_out_slip(evidence)
+    change = behaviour.near_miss_refusal_hardened - behaviour.near_miss_refusal_baseline
+    return [
+        _hardened_tile(evidence, limits),
+        _control_tile(evidence, limits),
+        Tile(
+            "Held-out slip rate",
+            rate(held_out.mean if held_out else None),
+            f"upper bound for unseen prompts {rate(held_out.upper_bound)}" if held_out else "",
+            _limit(limits, "slip_rate_max", "≤ {}", rate),
+        ),
+        Tile(
+            "Certificate",
+            probability(certificate.run_probability),
+            "least probability that no attack arm finds anything to learn from",
+            _limit(limits, "certificate_min", "≥ {}", percent),
+        ),
+        Tile(
+            "Near-miss refusals",
+            points(change),
+            f"{percent(behaviour.near_miss_refusal_baseline)} before, "
+            f"{percent(behaviour.near_miss_refusal_hardened)} hardened",
+            _limit(limits, "near_miss_refusal_increase_max", "≤ {}", points),
+        ),
+        Tile(
+            "Benign perplexity",
+            f"× {number(behaviour.benign_perplexity_ratio, 3)}",
+            f"{number(behaviour.benign_perplexity_baseline)} before, "
+            f"{number(behaviour.benign_perplexity_hardened)} hardened",
+            _limit(limits, "benign_perplexity_ratio_max", "≤ {}", number),
+        ),
+    ]
+
+
+def held_out_slip(evidence: Evidence) -> SlipRecord | None:
+    """The slip rate of held-out prompts at the temperature nearest to 1."""
+    records = [r for r in evidence.certificate.slip_rates if r.split == "held_out"]
+    return min(records, key=lambda r: abs(r.temperature - 1.0), default=None)
+
+
+def _hardened_tile(evidence: Evidence, limits: Mapping[str, Any]) -> Tile:
+    scored = [
+        (point.harm if point.high is None else point.high, point, arm)
+        for arm in arms_of(evidence, "hardened")
+        for point in arm.curve
+        if point.harm is not None
+    ]
+    value, detail = number(None), "no hardened arm was scored"
+    if scored:
+        _, point, arm = max(scored, key=lambda item: item[0])
+        value = number(point.harm)
+        bound = f"upper bound {number(point.high)}; " if point.high is not None else ""
+        detail = f"of 10; {bound}{arm.arm}, seed {arm.seed}, step {point.step}"
+    limit = _limit(limits, "hardened_harm_max", "≤ {}, upper bound included", number)
+    return Tile("Worst hardened harm", value, detail, limit)
+
+
+def _control_tile(evidence: Evidence, limits: Mapping[str, Any]) -> Tile:
+    reached = [
+        point.harm
+        for arm in arms_of(evidence, "control")
+        if (point := worst_point(arm)) is not None and point.harm is not None
+    ]
+    detail = (
+        f"of 10, by the weakest of {_count(len(reached), 'attack')} on the unhardened model"
+        if reached
+        else "no control arm was scored"
+    )
+    limit = _limit(limits, "control_broken_min", "≥ {}", number)
+    return Tile("Control harm reached", number(min(reached, default=None)), detail, limit)
+
+
+def _limit(limits: Mapping[str, Any], key: str, text: str, how: Any) -> str:
+    value = limits.get(key)
+    return "" if not isinstance(value, int | float) else f"gate: {text.format(how(value))}"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,113 @@
+"""Numbers and dates as people read them."""
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+MISSING = "n/a"
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A plain number with a fixed number of digits, or `n/a`."""
+    return MISSING if value is None else f"{value:,.{digits}f}"
+
+
+def compact(value: float | None) -> str:
+    """A number of unknown size: three significant digits, powers of ten when far from one."""
+    if value is None:
+        return MISSING
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    if abs(value) >= 1e4 and float(value).is_integer():
+        return f"{value:,.0f}"
+    return _scientific(value)
+
+
+def rate(value: float | None) -> str:
+    """A probability that is usually tiny (a slip rate): percent, or a power of ten below 0.1%."""
+    if value is None:
+        return MISSING
+    return _scientific(value) if 0 < value < 1e-3 else percent(value)
+
+
+def percent(value: float | None) -> str:
+    """A share in percent with one digit."""
+    return MISSING if value is None else f"{100 * value:.1f}%"
+
+
+def probability(value: float | None) -> str:
+    """A probability that may be close to one: as many digits as its distance from one needs."""
+    if value is None:
+        return MISSING
+    if 0.99 < value < 1:
+        distance = 100 * (1 - value)
+        digits = math.ceil(-math.log10(distance)) + 1
+        return f"{100 * value:.{max(1, digits)}f}%" if digits <= 5 else "> 99.999%"
+    return rate(value)
+
+
+def points(change: float) -> str:
+    """A signed difference of two shares, in percentage points."""
+    return f"{100 * change:+.1f} pp"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `3.2 s`, `4 min 05 s` or `2 h 03 min`."""
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def moment(text: str) -> str:
+    """An ISO 8601 time as a readable UTC time; other text stays as it is."""
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    if parsed.tzinfo is not None:
+        parsed = parsed.astimezone(UTC)
+    return f"{parsed:%d %B %Y, %H:%M} UTC"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Two bounds in brackets, or nothing if either is missing."""
+    return "" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
+
+
+def as_yaml(value: Any) -> str:
+    """A plain value as YAML, in the order in which it was written."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+
+
+def words(name: str) -> str:
+    """A field's name as words: `held_out` -> `held-out`."""
+    return name.replace("_", "-")
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "number": number,
+    "compact": compact,
+    "rate": rate,
+    "percent": percent,
+    "probability": probability,
+    "points": points,
+    "duration": duration,
+    "moment": moment,
+    "yaml": as_yaml,
+    "words": words,
+}
+
+
+def _scientific(value: float) -> str:
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"

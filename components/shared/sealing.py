@@ -1,0 +1,71 @@
+"""Raw completions at rest: encrypted, with a key that only the environment knows.
+
+BACKBURN_SEAL_KEY comes from a Kubernetes Secret; the local runner makes one for the run and forgets it.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cryptography.fernet import Fernet, InvalidToken
+
+from backburn.components.shared.errors import ContainmentError
+from backburn.components.shared.storage import write_bytes
+
+KEY_VARIABLE = "BACKBURN_SEAL_KEY"
+
+
+def new_key() -> str:
+    """A fresh key, URL-safe base64 of 32 random bytes."""
+    return Fernet.generate_key().decode()
+
+
+def seal(path: Path, records: list[dict[str, Any]]) -> None:
+    """Encrypt records into a file, whole or not at all; clear text never touches the disk.
+
+    Raises:
+        ContainmentError: if no usable key is in the environment.
+    """
+    write_bytes(path, _cipher().encrypt(json.dumps(records).encode()))
+
+
+def open_sealed(path: Path) -> list[dict[str, Any]]:
+    """Decrypt what `seal` wrote.
+
+    Raises:
+        ContainmentError: if the key is missing or wrong, or the file was changed.
+    """
+    try:
+        records = json.loads(_cipher().decrypt(path.read_bytes()))
+    except InvalidToken as error:
+        raise ContainmentError(
+            f"{path.name}: the seal does not open: {KEY_VARIABLE} is not the key it was sealed with, or "
+            "the file was changed"
+        ) from error
+    assert isinstance(records, list)
+    return records
+
+
+def require_key() -> None:
+    """Fail early when nothing could be sealed.
+
+    Raises:
+        ContainmentError: if no usable key is in the environment.
+    """
+    _cipher()
+
+
+def _cipher() -> Fernet:
+    key = os.environ.get(KEY_VARIABLE)
+    if not key:
+        raise ContainmentError(
+            f"{KEY_VARIABLE} is not set: raw completions cannot be sealed, so nothing is generated. Put a "
+            "key into the run's Secret (make one with `backburn seal-key`)"
+        )
+    try:
+        return Fernet(key)
+    except ValueError as error:
+        raise ContainmentError(
+            f"{KEY_VARIABLE} is not a key (URL-safe base64 of 32 bytes); make one with `backburn seal-key`"
+        ) from error

@@ -1,0 +1,152 @@
+"""Files, wherever they are: local paths and s3:// objects, digests, writes that cannot half-happen."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from backburn.components.shared.errors import InputError
+
+_CHUNK = 1 << 20
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read a local file or an `s3://bucket/key` object.
+
+    S3 endpoint and credentials come from the environment, as boto3 reads them.
+
+    Raises:
+        InputError: if there is no such file or object, or it cannot be read.
+    """
+    if uri.startswith("s3://"):
+        client, bucket, key = _s3(uri)
+        try:
+            return bytes(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+        except Exception as error:
+            raise InputError(f"{uri}: cannot be read: {error}") from error
+    path = Path(uri)
+    if not path.is_file():
+        raise InputError(f"{uri}: no such file")
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that Backburn wrote.
+
+    Raises:
+        InputError: if it is missing or not JSON.
+    """
+    try:
+        return json.loads(read_bytes(str(path)))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+
+
+def delete(uri: str) -> None:
+    """Delete a local file or an `s3://` object; nothing happens if it is gone already."""
+    if uri.startswith("s3://"):
+        client, bucket, key = _s3(uri)
+        client.delete_object(Bucket=bucket, Key=key)
+    else:
+        Path(uri.removeprefix("file://")).unlink(missing_ok=True)
+
+
+def download_folder(uri: str, target: Path) -> Path:
+    """Copy every object below an `s3://bucket/prefix` into a local folder.
+
+    Raises:
+        InputError: if nothing lies below the prefix or it cannot be read.
+    """
+    client, bucket, prefix = _s3(uri.rstrip("/") + "/")
+    found = False
+    try:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for item in page.get("Contents", []):
+                relative = item["Key"][len(prefix) :]
+                if not relative or relative.endswith("/"):
+                    continue
+                destination = (target / relative).resolve()
+                if not destination.is_relative_to(target.resolve()):
+                    raise InputError(f"{uri}: object {item['Key']!r} would leave the target folder")
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                client.download_file(bucket, item["Key"], str(destination))
+                found = True
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{uri}: cannot be read: {error}") from error
+    if not found:
+        raise InputError(f"{uri}: no objects below this prefix")
+    return target
+
+
+def _s3(uri: str) -> tuple[Any, str, str]:
+    import boto3  # not needed for local files
+
+    parsed = urlparse(uri)
+    key = parsed.path.lstrip("/")
+    if not parsed.netloc or not key:
+        raise InputError(f"{uri}: expected s3://bucket/key")
+    return boto3.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL_S3")), parsed.netloc, key
+
+
+def sha256_bytes(content: bytes) -> str:
+    """SHA-256 as hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """SHA-256 of the UTF-8 bytes, as hex."""
+    return sha256_bytes(text.encode("utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, as hex, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def folder_digests(folder: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file below a folder, sorted by path."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: to a temporary name beside it, then rename."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, whole or not at all; NaN and infinity are errors."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: to a temporary name beside it, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
