@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from backburn.components.baseline.alignment import align, refusal_examples
-from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.evidence import BaselineRecord
@@ -127,7 +126,7 @@ def _measure(
 ) -> tuple[float, float]:
     """Refusal rate and mean harm on prompts, one completion each."""
     drawn = draw_completions(
-        loaded, [loaded.encode_row(row) for row in rows], SamplingConfig(),
+        loaded, [loaded.encode_row(row) for row in rows], step.config.attack.held_out_sampling,
         max_tokens=step.config.attack.max_completion_tokens,
         generator=torch.Generator().manual_seed(step.config.seed),
     )  # fmt: skip

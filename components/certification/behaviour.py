@@ -13,7 +13,6 @@ from backburn.components.shared.sampling import completion_logits, draw_completi
 from backburn.components.shared.supervised import ANSWER_SAMPLING
 
 BENIGN_SPLITS = ("near_miss", "benign")
-FORBIDDEN_SPLIT = "held_out"
 _SEED_OFFSET = 77
 
 
@@ -35,20 +34,20 @@ def observe(
     """Draw completions of both models and compare their distributions on benign answers.
 
     Returns:
-        Completions of both models on near-miss, benign and held-out prompts, and `benign_kl`,
+        Completions of both models on near-miss and benign prompts, and `benign_kl`,
         `benign_perplexity_*` (on the baseline's own benign answers) and `*_rejection_probability` (exact).
     """
     completions: list[dict[str, Any]] = []
     figures: dict[str, float] = {}
-    total = 2 * (len(BENIGN_SPLITS) + 1)
+    total = 2 * len(BENIGN_SPLITS)
     copies = config.certification.behaviour_completions
     answers: list[list[int]] = []
     done = 0
-    for split in (*BENIGN_SPLITS, FORBIDDEN_SPLIT):
+    for split in BENIGN_SPLITS:
         rows = dataset.rows(split)
         prompts = [baseline.encode_row(row) for row in rows]
         for model_name, loaded in (("baseline", baseline), ("hardened", hardened)):
-            sampling = SamplingConfig() if split == FORBIDDEN_SPLIT else ANSWER_SAMPLING
+            sampling = ANSWER_SAMPLING
             drawn = draw_completions(
                 loaded, prompts, sampling, copies=copies,
                 max_tokens=config.attack.max_completion_tokens,
@@ -63,11 +62,10 @@ def observe(
                 answers = drawn[::copies]
             done += 1
             report(done, total, f"{model_name} on {split}")
-        if split in BENIGN_SPLITS:
-            rejection = hardened.encode_completion(dataset.header.rejection)
-            entries = completion_logits(hardened, prompts, [rejection] * len(prompts))
-            rates = [1.0 - slip_rate(entry, SamplingConfig()) for entry in entries]
-            figures[f"{split}_rejection_probability"] = sum(rates) / len(rates)
+        rejection = hardened.encode_completion(dataset.header.rejection)
+        entries = completion_logits(hardened, prompts, [rejection] * len(prompts))
+        rates = [1.0 - slip_rate(entry, SamplingConfig()) for entry in entries]
+        figures[f"{split}_rejection_probability"] = sum(rates) / len(rates)
     prompts = [baseline.encode_row(row) for row in dataset.rows("benign")]
     figures.update(_compare_answers(baseline, hardened, prompts, answers))
     return Behaviour(completions, figures)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import ATTACK_STEP_HARD_CAP, RunConfig
 from backburn.components.shared.domains import Domain, load_domain
 from backburn.components.shared.errors import ContainmentError, InputError
@@ -78,25 +79,22 @@ def check_environment() -> None:
     require_key()
 
 
-def arm_groups(config: RunConfig, role: str) -> list[dict[str, Any]]:
-    """Divide the arms of one role into groups; each group is one task.
+def check_groups(config: RunConfig, role: str, given: list[dict[str, Any]]) -> None:
+    """Check that the pipeline's groups of arms are those of its configuration.
 
-    Args:
-        config: Of the run.
-        role: `control` or `hardened`.
-
-    Returns:
-        Groups as plain data: role, number of groups side by side, and (recipe, seed) pairs.
+    Raises:
+        InputError: if they differ, so that no arm is forgotten or attacked twice.
     """
-    arms = [
-        {"arm": arm.name, "seed": seed}
-        for arm in config.attack.arms
-        for seed in (arm.control_seeds if role == "control" else arm.seeds)
-    ]
-    count = min(len(arms), config.attack.parallel_groups)
-    return [
-        {"role": role, "side_by_side": count, "arms": arms[index::count]} for index in range(count)
-    ]
+    expected = arm_groups(config, role)
+    if sorted(map(_arms, given)) != sorted(map(_arms, expected)):
+        raise InputError(
+            f"the pipeline's {role} groups are not those of its configuration. Pass groups that belong to the "
+            "configuration, or compile the pipeline from it (`backburn compile`)"
+        )
+
+
+def _arms(group: dict[str, Any]) -> list[tuple[str, str, int]]:
+    return [(str(group["role"]), str(arm["arm"]), int(arm["seed"])) for arm in group["arms"]]
 
 
 def installed_versions() -> dict[str, str]:

@@ -3,17 +3,25 @@
 from pathlib import Path
 from typing import Any
 
-from backburn.components.preflight.checks import arm_groups, check_environment, check_run
+from backburn.components.preflight.checks import check_environment, check_groups, check_run
 from backburn.components.shared.step import open_step
 from backburn.components.shared.storage import write_json
 
 
-def run(config_json: str, run_id: str, facts: Path) -> dict[str, list[dict[str, Any]]]:
-    """Check the run; returns the groups of control and attack arms.
+def run(
+    config_json: str,
+    run_id: str,
+    control_groups: list[dict[str, Any]],
+    attack_groups: list[dict[str, Any]],
+    facts: Path,
+) -> None:
+    """Check the run.
 
     Args:
         config_json: Configuration of the run.
         run_id: Id of the pipeline run.
+        control_groups: Groups of control arms, as the pipeline will run them.
+        attack_groups: Groups of arms on the hardened model.
         facts: Where the preflight report goes.
 
     Raises:
@@ -21,10 +29,8 @@ def run(config_json: str, run_id: str, facts: Path) -> dict[str, list[dict[str, 
     """
     with open_step(config_json, run_id, "preflight") as step:
         check_environment()
+        check_groups(step.config, "control", control_groups)
+        check_groups(step.config, "hardened", attack_groups)
         found = check_run(step.config)
         write_json(facts, found)
         step.tracking.parameters({"packages": found["packages"], "model": found["model"]})
-        return {
-            "control_groups": arm_groups(step.config, "control"),
-            "attack_groups": arm_groups(step.config, "hardened"),
-        }

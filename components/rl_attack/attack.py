@@ -16,8 +16,6 @@ from backburn.components.shared.grpo import GroupTrainer, StepStatistics, grpo_a
 from backburn.components.shared.judges import Exchange, Judge
 from backburn.components.shared.models import LoadedModel, add_lora
 
-HELD_OUT_SAMPLING = SamplingConfig(temperature=1.0)
-
 
 @dataclass(frozen=True)
 class ArmResult:
@@ -100,7 +98,7 @@ def run_arm(
             generator=generator, lazy=settings.lazy_rollouts,
         )  # fmt: skip
 
-    training, held_out = source(arm.sampling), source(HELD_OUT_SAMPLING)
+    training, held_out = source(arm.sampling), source(settings.held_out_sampling)
     reward = HarmReward(judge)
     held_out_prompts = [loaded.encode_row(row) for row in held_out_rows]
     checkpoints = sorted({step for step in settings.checkpoints if step <= steps} | {steps})

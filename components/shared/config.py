@@ -292,7 +292,12 @@ class AttackConfig(Section):
     )
     max_completion_tokens: PositiveInt = Field(40, description="Length of a completion, in tokens.")
     completions_per_prompt: PositiveInt = Field(
-        1, description="Completions per held-out prompt at a checkpoint, drawn at temperature 1."
+        1, description="Completions per held-out prompt at a checkpoint."
+    )
+    held_out_sampling: SamplingConfig = Field(
+        default_factory=lambda: SamplingConfig(temperature=0.7),
+        description="How the attacker uses the model it has trained: cooler than it trained, for the most "
+        "coherent text. Slip rates and the certificate are at the training temperature and above.",
     )
     parallel_groups: PositiveInt = Field(
         2, description="Groups of arms attacked side by side; each group is one task."

@@ -1,0 +1,125 @@
+"""The promotion step: decide from the evidence alone, write the registry, the report and the summary."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from backburn.components.promotion.gate import decide
+from backburn.components.promotion.registry import register
+from backburn.components.shared.config import RunConfig
+from backburn.components.shared.errors import InputError
+from backburn.components.shared.evidence import Decision, Evidence, Summary
+from backburn.components.shared.models import read_manifest
+from backburn.components.shared.report import render_report
+from backburn.components.shared.step import open_step
+from backburn.components.shared.storage import sha256_file, write_json, write_text
+from backburn.components.shared.tracking import tracking_uri
+
+_EXIT_CODES = {"passed": 0, "failed": 1, "inconclusive": 1}
+_SOURCES = {
+    "control_arms": "arms[role=control]",
+    "control_start_harm": "arms[role=control].curve[step=0].harm, largest",
+    "control_broken_harm": "arms[role=control].curve[step<=gate.control_broken_by].harm, largest of each "
+    "arm, least of them",
+    "evaluation_judge_agreement": "calibration[role=evaluation].spearman",
+    "coverage": "coverage",
+    "hardened_arms": "arms[role=hardened].steps_run",
+    "hardened_harm": "arms[role=hardened].curve[].harm, largest",
+    "hardened_harm_upper_bound": "arms[role=hardened].curve[].high, largest",
+    "held_out_slip_rate": "certificate.slip_rates[split=held_out, temperature=1].mean",
+    "certificate": "certificate.run_probability",
+    "near_miss_refusal_increase": "behaviour.near_miss_refusal_hardened - ..._baseline",
+    "benign_refusal_increase": "behaviour.benign_refusal_hardened - ..._baseline",
+    "benign_perplexity_ratio": "behaviour.benign_perplexity_ratio",
+}
+
+
+def run(
+    config_json: str,
+    run_id: str,
+    evidence: Path,
+    hardened: Path,
+    decision: Path,
+    summary: Path,
+    report: Path,
+) -> dict[str, str | float]:
+    """Decide, register if the gate passes, and report; returns the artifact's metadata.
+
+    Args:
+        config_json: Configuration of the run.
+        run_id: Id of the pipeline run.
+        evidence: What `judge_evaluation` wrote.
+        hardened: The model the evidence is about.
+        decision: Where the decision goes.
+        summary: Where the summary goes.
+        report: Where the HTML report goes.
+
+    Raises:
+        InputError: if the evidence is unreadable or is not about this model and this run.
+    """
+    with open_step(config_json, run_id, "promotion") as step:
+        config = step.config
+        found = read_evidence(evidence)
+        check_binding(found, config, run_id, hardened)
+        decided = decide(found, config, sha256_file(evidence))
+        if decided.outcome == "passed" and not decided.dry_run:
+            registration = register(hardened, found, decided, config, step.tracking.parent_id)
+            decided = decided.model_copy(update={"registration": registration})
+        summarised = summarise(found, decided, config, step.tracking.parent_id, step.seconds)
+        write_json(decision, decided.model_dump(mode="json"))
+        write_json(summary, summarised.model_dump(mode="json"))
+        write_text(report, render_report(found, decided))
+        step.tracking.parent_metrics(summarised.figures)
+        step.tracking.parent_tags(
+            {"backburn.outcome": decided.outcome, "backburn.evidence_sha256": decided.evidence_sha256}
+        )
+        for path in (evidence, decision, summary, report):
+            step.tracking.artifact(path, parent=True)
+        return {"seconds": step.seconds, "outcome": decided.outcome}
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Read and validate an evidence file.
+
+    Raises:
+        InputError: if it is missing or does not match the schema.
+    """
+    try:
+        return Evidence.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{path}: not readable as evidence: {error}") from error
+
+
+def check_binding(evidence: Evidence, config: RunConfig, run_id: str, hardened: Path) -> None:
+    """Refuse evidence about another run, another configuration or another model.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    manifest = read_manifest(hardened)
+    pairs = {
+        "run id": (evidence.run_id, run_id),
+        "configuration digest": (evidence.config_digest, config.digest()),
+        "hardened model digest": (evidence.hardened_digest, manifest.digest()),
+    }
+    differing = [f"{n}: {found} != {expected}" for n, (found, expected) in pairs.items() if found != expected]
+    if differing:
+        raise InputError(
+            "the evidence is not about this run's model, so nothing is decided from it: "
+            + "; ".join(differing)
+        )
+
+
+def summarise(
+    evidence: Evidence, decision: Decision, config: RunConfig, tracking_run_id: str, seconds: float
+) -> Summary:
+    """The figures of the gate, where each came from, and wall time per step."""
+    return Summary(
+        run_id=evidence.run_id, outcome=decision.outcome, exit_code=_EXIT_CODES[decision.outcome],
+        reasons=decision.reasons, figures={check.name: check.value for check in decision.checks},
+        thresholds={check.name: check.threshold for check in decision.checks},
+        sources={check.name: f"evidence.json: {_SOURCES[check.name]}" for check in decision.checks},
+        seconds={**evidence.seconds, "promotion": seconds}, registration=decision.registration,
+        report="report.html", evidence="evidence.json", tracking_uri=tracking_uri(config),
+        tracking_run_id=tracking_run_id,
+    )  # fmt: skip

@@ -1,0 +1,238 @@
+"""The `backburn` command."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from backburn.components.shared.errors import BackburnError, InputError
+
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Harden an open-weight language model against malicious RL fine-tuning, prove how well the "
+    "hardening holds under a budgeted attack, and register the model only when the proof passes a gate."
+    "\n\n[bold]A quick look[/] (a minute, no downloads):  backburn run -r smoke\n\n"
+    "[bold]A real model[/] on this machine:  backburn run -r laptop\n\n"
+    "[bold]Your own settings[/]:  backburn run -r laptop --set domain.name=home_networking --set seed=3",
+)
+
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Override a setting: dotted.path=value. May be repeated."),
+]
+RunsOption = Annotated[
+    Path, typer.Option("--runs", envvar="BACKBURN_RUNS", help="Folder that holds runs and MLflow's store.")
+]
+
+
+def _console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout  # fixed: what tasks print is redirected
+    return Console(file=stream, width=None if stream.isatty() else 110)
+
+
+@app.command()
+def run(
+    recipe: RecipeOption = "laptop",
+    overrides: SetOption = None,
+    runs: RunsOption = Path("runs"),
+    run_id: Annotated[
+        str | None, typer.Option(help="Id of the run; must be new. Default: recipe, time and four digits.")
+    ] = None,
+) -> None:
+    """Run the whole pipeline on this machine: harden, certify, attack, judge, gate.
+
+    The compiled KFP pipeline is executed here, as a cluster would. Results are in runs/<run id>/: report.html,
+    evidence.json, summary.json. Exit code: 0 the gate passed, 1 it failed or was inconclusive, 2 bad input.
+    """
+    from backburn.components.preflight.checks import check_run
+    from backburn.pipelines.recipes import load_recipe
+
+    config = load_recipe(recipe, overrides or [])
+    _settle_environment()
+    check_run(config)
+
+    from backburn.components.data_prep.splits import make_splits
+    from backburn.components.shared.domains import load_domain
+
+    make_splits(load_domain(config.domain), config.data, config.seed)
+
+    from backburn.pipelines import runner
+    from backburn.pipelines.console import Watcher, print_summary
+
+    identity = run_id or runner.new_run_id(recipe)
+    try:
+        folder = runner.make_run_folder(runs, identity, config)
+    except FileExistsError as error:
+        raise InputError(f"--run-id {identity}: {runs / identity} exists already; runs never share a folder") from error
+    console = _console()
+    console.print(f"Run [bold]{identity}[/] ({recipe}: {config.model.id}, domain {config.domain_name})")
+    console.print(f"Folder {folder.root}; log {folder.log}", highlight=False)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with Watcher(folder.events, console):
+            summary = runner.run_local(config, identity, folder, on_ready=lambda: None)
+    except KeyboardInterrupt:
+        runner.discard_unfinished(folder)
+        _console(stderr=True).print(f"\nInterrupted; no result was written. Log: {folder.log}")
+        sys.stdout.flush()
+        os._exit(EXIT_INTERRUPTED)
+    print_summary(summary, folder.root, console)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def validate(recipe: RecipeOption = "laptop", overrides: SetOption = None) -> None:
+    """Check a recipe, its model, domain and splits, without running anything."""
+    from backburn.components.data_prep.splits import make_splits
+    from backburn.components.preflight.checks import check_run
+    from backburn.components.shared.domains import load_domain
+    from backburn.pipelines.recipes import load_recipe
+
+    config = load_recipe(recipe, overrides or [])
+    facts = check_run(config)
+    splits = make_splits(load_domain(config.domain), config.data, config.seed)
+    console = _console()
+    console.print(f"[green]valid[/]: {recipe} (config digest {config.digest()[:16]})")
+    console.print(f"  model   {config.model.id}: {facts['model']['kind']}", highlight=False)
+    rows = ", ".join(f"{name} {len(items)}" for name, items in splits.items())
+    console.print(f"  domain  {config.domain_name}: {rows}", highlight=False)
+    for arm in config.attack.arms:
+        draws = arm.steps * arm.prompts_per_step * arm.group_size
+        console.print(
+            f"  arm     {arm.name}: {len(arm.seeds)} hardened seed(s) x {arm.steps} steps x {draws} draws, "
+            f"{len(arm.control_seeds)} control(s) x {arm.control_steps} steps", highlight=False,
+        )  # fmt: skip
+
+
+@app.command()
+def compile(
+    recipe: RecipeOption = "laptop",
+    overrides: SetOption = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("harden.yaml"),
+) -> None:
+    """Compile the pipeline to KFP YAML, with the recipe as its default configuration."""
+    from backburn.pipelines.compilation import compile_harden
+    from backburn.pipelines.recipes import load_recipe
+
+    config = load_recipe(recipe, overrides or [])
+    compile_harden(config, output)
+    _console().print(f"wrote {output}", highlight=False)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/<run id>.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: its report.html.")] = None,
+) -> None:
+    """Render a finished run's HTML report again from its evidence and decision."""
+    from pydantic import ValidationError
+
+    from backburn.components.shared.evidence import Decision, Evidence
+    from backburn.components.shared.report import render_report
+    from backburn.components.shared.storage import sha256_file, write_text
+
+    evidence_file, decision_file = run_folder / "evidence.json", run_folder / "decision.json"
+    for path in (evidence_file, decision_file):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; {run_folder} is not the folder of a finished run")
+    try:
+        evidence = Evidence.model_validate_json(evidence_file.read_text(encoding="utf-8"))
+        decision = Decision.model_validate_json(decision_file.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise InputError(f"{run_folder}: evidence or decision is damaged: {error}") from error
+    if sha256_file(evidence_file) != decision.evidence_sha256:
+        raise InputError(f"{evidence_file}: changed since the decision was made (SHA-256 differs)")
+    target = output or run_folder / "report.html"
+    write_text(target, render_report(evidence, decision))
+    _console().print(f"wrote {target}", highlight=False)
+
+
+@app.command()
+def domains() -> None:
+    """List the shipped stand-in domains."""
+    from backburn.components.shared.config import DomainConfig
+    from backburn.components.shared.domains import load_domain, shipped_domains
+
+    table = Table("name", "what it is", "forbidden", "near-miss", "benign", "calibration", "licence")
+    for name, title in shipped_domains().items():
+        domain = load_domain(DomainConfig(name=name))
+        counts = (domain.forbidden, domain.near_miss, domain.benign, domain.calibration)
+        table.add_row(name, title, *(str(len(rows)) for rows in counts), domain.header.licence)
+    console = _console()
+    console.print(table)
+    console.print("Your own domain: set domain.custom in a recipe; see docs/domains.md", highlight=False)
+
+
+@app.command()
+def schema(
+    kind: Annotated[
+        str, typer.Argument(help="config, evidence, decision or summary.")
+    ] = "config",
+) -> None:
+    """Print the JSON schema of the configuration or of a result file."""
+    from backburn.components.shared import evidence
+    from backburn.components.shared.config import config_schema
+
+    kinds: dict[str, Any] = {
+        "config": config_schema,
+        "evidence": evidence.Evidence.model_json_schema,
+        "decision": evidence.Decision.model_json_schema,
+        "summary": evidence.Summary.model_json_schema,
+    }
+    if kind not in kinds:
+        raise InputError(f"no schema {kind!r}; there are {', '.join(kinds)}")
+    typer.echo(json.dumps(kinds[kind](), indent=2))
+
+
+@app.command("seal-key")
+def seal_key() -> None:
+    """Print a new key for BACKBURN_SEAL_KEY, to be put into a Kubernetes Secret."""
+    from backburn.components.shared.sealing import new_key
+
+    typer.echo(new_key())
+
+
+def _settle_environment() -> None:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: errors a user can mend are one message and exit code 2, others a failed run."""
+    try:
+        app()
+    except InputError as error:
+        _console(stderr=True).print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_INPUT)
+    except BackburnError as error:
+        _console(stderr=True).print(f"[bold red]failed:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _plain(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Compile the pipeline for a run's compute settings."""
+
+from pathlib import Path
+
+from kfp import compiler
+
+from backburn.components.shared.config import RunConfig
+from backburn.components.shared.storage import write_text
+from backburn.pipelines.hardening import build_harden
+
+
+def compile_harden(config: RunConfig, target: Path) -> Path:
+    """Compile `harden` to KFP YAML; the file is written whole or not at all.
+
+    Args:
+        config: Run configuration; becomes the default of the pipeline's `config` parameter.
+        target: File to write.
+
+    Returns:
+        The file.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = target.with_name(f".{target.stem}.building.yaml")
+    try:
+        compiler.Compiler().compile(build_harden(config), str(building))
+        write_text(target, building.read_text(encoding="utf-8"))
+    finally:
+        building.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,170 @@
+"""What a person sees while a run goes on, and when it ends."""
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from backburn.components.shared.evidence import Summary
+
+_PLAIN_INTERVAL_SECONDS = 15.0
+
+
+@dataclass
+class _Task:
+    name: str
+    phase: str
+    done: int
+    total: int
+    note: str
+    began: float
+    phase_began: float
+    last: float
+    finished: bool = False
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds to the end of the phase, from its own pace."""
+        if self.done <= 0 or self.total <= self.done or self.phase == "starting":
+            return None
+        return (self.last - self.phase_began) / self.done * (self.total - self.done)
+
+
+class Watcher:
+    """Follows a run's events: live on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, events: Path, console: Console) -> None:
+        self._events = events
+        self._console = console
+        self._tasks: dict[str, _Task] = {}
+        self._offset = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._printed: dict[str, float] = {}
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(self._render(), console=self._console, refresh_per_second=4)
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+        self._read()
+        if self._live is not None:
+            self._live.update(self._render())
+            self._live.stop()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.3):
+            self._read()
+            if self._live is not None:
+                self._live.update(self._render())
+
+    def _read(self) -> None:
+        if not self._events.is_file():
+            return
+        with self._events.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        complete = content.rfind(b"\n") + 1
+        self._offset += complete
+        for line in content[:complete].splitlines():
+            self._apply(json.loads(line))
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        now = float(event["time"])
+        task = self._tasks.get(event["task"])
+        if event.get("finished"):
+            if task is not None:
+                task.finished, task.last = True, now
+                self._print(f"  {task.name}: done in {_duration(task.last - task.began)}", task, True)
+            return
+        phase = str(event["phase"])
+        if task is None:
+            task = _Task(event["task"], phase, 0, 0, "", now, now, now)
+            self._tasks[task.name] = task
+        if phase != task.phase:
+            task.phase, task.phase_began = phase, now
+        task.done, task.total, task.note = int(event["done"]), int(event["total"]), str(event["note"])
+        task.last = now
+        if phase != "starting":
+            note = f" ({task.note})" if task.note else ""
+            self._print(f"  {task.name}: {phase} {task.done}/{task.total}{note}", task, False)
+
+    def _print(self, text: str, task: _Task, always: bool) -> None:
+        if self._live is not None:
+            return
+        now = time.monotonic()
+        if always or now - self._printed.get(task.name, 0.0) >= _PLAIN_INTERVAL_SECONDS:
+            self._printed[task.name] = now
+            self._console.print(text, highlight=False)
+
+    def _render(self) -> RenderableType:
+        lines: list[RenderableType] = []
+        for task in self._tasks.values():
+            if task.finished:
+                took = _duration(task.last - task.began)
+                lines.append(Text.assemble(("✓ ", "green"), task.name, (f"  {took}", "dim")))
+                continue
+            bar = Progress(
+                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+                MofNCompleteColumn(), TextColumn("[dim]{task.fields[note]}"),
+            )  # fmt: skip
+            left = task.remaining
+            eta = "" if left is None else f"~{_duration(left)} left  "
+            bar.add_task(
+                f"{task.name}: {task.phase}", total=max(task.total, 1), completed=task.done,
+                note=eta + task.note,
+            )  # fmt: skip
+            lines.append(bar)
+        return Group(*lines) if lines else Text("starting ...", style="dim")
+
+
+def print_summary(summary: Summary, folder: Path, console: Console) -> None:
+    """The closing table: the outcome, every gated figure, and where to look next."""
+    style = {"passed": "bold green", "failed": "bold red", "inconclusive": "bold yellow"}
+    table = Table(title=f"Run {summary.run_id}", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("limit", justify="right")
+    for name, value in summary.figures.items():
+        shown = "missing" if value is None else f"{value:.4g}"
+        table.add_row(name, shown, f"{summary.thresholds[name]:.4g}")
+    console.print(table)
+    console.print(f"Gate: [{style[summary.outcome]}]{summary.outcome}[/]")
+    for reason in summary.reasons:
+        console.print(f"  - {reason}", highlight=False)
+    console.print(f"Took {_duration(summary.seconds['total'])}. Where to look next:")
+    console.print(f"  report    {folder / 'report.html'}", highlight=False)
+    console.print(f"  evidence  {folder / 'evidence.json'}", highlight=False)
+    console.print(f"  summary   {folder / 'summary.json'}", highlight=False)
+    console.print(f"  MLflow    mlflow ui --backend-store-uri {summary.tracking_uri}", highlight=False)
+    if summary.registration is not None:
+        where = summary.registration
+        console.print(
+            f"  model     models:/{where.name}@{where.alias} (version {where.version})", highlight=False
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"

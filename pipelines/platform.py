@@ -1,0 +1,41 @@
+"""What the platform gives a task: image, resources, node choice, secrets, retries, caching.
+
+The one place that sets them. They matter on a cluster; local runs ignore them.
+"""
+
+from kfp import dsl, kubernetes
+
+from backburn.components.shared.config import ComputeConfig
+from backburn.components.shared.sealing import KEY_VARIABLE
+
+_OPTIONAL_SECRETS = ("MLFLOW_TRACKING_TOKEN", "HF_TOKEN")
+
+
+def on_any_node(task: dsl.PipelineTask, compute: ComputeConfig, title: str) -> dsl.PipelineTask:
+    """Settings of a step that needs no accelerator."""
+    task.set_display_name(title)
+    task.set_container_image(compute.image)
+    task.set_caching_options(False)  # every step samples, or reads what was sampled
+    task.set_env_variable("HF_HUB_DISABLE_TELEMETRY", "1")
+    task.set_env_variable("MLFLOW_DISABLE_TELEMETRY", "true")
+    task.set_cpu_request(compute.cpu).set_memory_request(compute.memory)
+    task.set_memory_limit(compute.memory)
+    if compute.retries:
+        task.set_retry(compute.retries, backoff_duration="30s", backoff_factor=2.0)
+    kubernetes.use_secret_as_env(task, compute.secret_name, {KEY_VARIABLE: KEY_VARIABLE})
+    kubernetes.use_secret_as_env(
+        task, compute.secret_name, {name: name for name in _OPTIONAL_SECRETS}, optional=True
+    )
+    return task
+
+
+def on_model_node(task: dsl.PipelineTask, compute: ComputeConfig, title: str) -> dsl.PipelineTask:
+    """Settings of a step that loads the model: accelerators, node labels and tolerations on top."""
+    on_any_node(task, compute, title)
+    if compute.gpus:
+        task.set_accelerator_type(compute.gpu_type).set_accelerator_limit(compute.gpus)
+    for label, value in compute.node_selector.items():
+        kubernetes.add_node_selector(task, label, value)
+    for key in compute.toleration_keys:
+        kubernetes.add_toleration(task, key=key, operator="Exists", effect="NoSchedule")
+    return task

@@ -1,0 +1,230 @@
+"""Run the compiled pipeline on this machine: the same YAML a cluster gets, executed by kfp.local."""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from backburn.components.shared.config import RunConfig
+from backburn.components.shared.errors import BackburnError
+from backburn.components.shared.evidence import Summary
+from backburn.components.shared.progress import EVENTS_VARIABLE
+from backburn.components.shared.sealing import KEY_VARIABLE, new_key
+from backburn.components.shared.storage import write_bytes, write_json
+from backburn.components.shared.tracking import URI_VARIABLE, open_parent
+from backburn.pipelines.compilation import compile_harden
+from backburn.pipelines.warm_start import warm_tasks
+
+_RESULTS = {"evidence": "evidence.json", "decision": "decision.json", "report": "report.html"}
+_LOG_TAIL = 40
+
+
+class RunFailed(BackburnError):  # noqa: N818 - it is an outcome, named as users read it
+    """A step of the pipeline failed; the text names it and shows the end of its log."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Layout of `runs/<run id>/`."""
+
+    root: Path
+
+    @property
+    def pipeline(self) -> Path:
+        """The compiled YAML that ran."""
+        return self.root / "pipeline.yaml"
+
+    @property
+    def log(self) -> Path:
+        """Output of every task."""
+        return self.root / "log.txt"
+
+    @property
+    def events(self) -> Path:
+        """Progress, one JSON line an event."""
+        return self.root / "events.jsonl"
+
+    @property
+    def artifacts(self) -> Path:
+        """KFP's artifacts."""
+        return self.root / "artifacts"
+
+    @property
+    def summary(self) -> Path:
+        """The one file a script needs; written last."""
+        return self.root / "summary.json"
+
+
+def new_run_id(recipe: str) -> str:
+    """A run id that sorts by time and never repeats."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    name = Path(recipe).stem.lower().replace("_", "-")
+    return f"{name}-{stamp}-{secrets.token_hex(2)}"
+
+
+def make_run_folder(runs: Path, run_id: str, config: RunConfig) -> RunFolder:
+    """Make a new folder for a run; an existing one is never reused.
+
+    Raises:
+        FileExistsError: if the run id was used before.
+    """
+    folder = RunFolder(runs / run_id)
+    folder.root.mkdir(parents=True)
+    write_json(folder.root / "config.json", config.model_dump(mode="json"))
+    return folder
+
+
+def run_local(
+    config: RunConfig, run_id: str, folder: RunFolder, on_ready: Callable[[], None]
+) -> Summary:
+    """Compile and run the pipeline; results are copied into the run's folder at the end.
+
+    Args:
+        config: Validated configuration.
+        run_id: Id of the run.
+        folder: Made by `make_run_folder`.
+        on_ready: Called when the pipeline starts.
+
+    Returns:
+        The summary, as written.
+
+    Raises:
+        RunFailed: if a step failed.
+    """
+    from kfp import local
+    from kfp.components import load_component_from_file
+
+    start = time.perf_counter()
+    here = config.compute.model_copy(update={"retries": 0})  # a local failure is not a lost node
+    compile_harden(config.model_copy(update={"compute": here}), folder.pipeline)
+    with _environment(folder), _quiet(folder.log), warm_tasks(folder.log):
+        open_parent(config, run_id, artifact_root=folder.root.parent / "mlflow-artifacts")
+        local.init(
+            local.SubprocessRunner(use_venv=False), pipeline_root=str(folder.artifacts),
+            raise_on_error=True,
+        )  # fmt: skip
+        on_ready()
+        try:
+            load_component_from_file(str(folder.pipeline))(config=config.to_json(), run_id=run_id)
+        except RuntimeError as error:
+            raise RunFailed(_explain(error, folder.log)) from error
+    return _collect(folder, time.perf_counter() - start)
+
+
+def _collect(folder: RunFolder, seconds: float) -> Summary:
+    """Copy report, evidence and decision out of KFP's artifacts; the summary goes last."""
+    found = {path.name: path for path in folder.artifacts.rglob("*") if path.is_file()}
+    for name, target in _RESULTS.items():
+        write_bytes(folder.root / target, _artifact(folder, name, found).read_bytes())
+    text = _artifact(folder, "summary", found).read_text(encoding="utf-8")
+    summary = Summary.model_validate_json(text)
+    summary = summary.model_copy(update={"seconds": {**summary.seconds, "total": seconds}})
+    write_json(folder.summary, summary.model_dump(mode="json"))
+    return summary
+
+
+def _artifact(folder: RunFolder, name: str, found: dict[str, Path]) -> Path:
+    path = found.get(name)
+    if path is None:
+        raise RunFailed(f"the pipeline ended without its {name}; see {folder.log}")
+    return path
+
+
+@contextlib.contextmanager
+def _environment(folder: RunFolder) -> Iterator[None]:
+    """Variables the tasks read; the seal's key exists only as long as the run."""
+    database = (folder.root.parent / "mlflow.db").resolve()
+    values = {
+        EVENTS_VARIABLE: str(folder.events.resolve()),
+        URI_VARIABLE: f"sqlite:///{database}",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
+    }
+    if KEY_VARIABLE not in os.environ:
+        values[KEY_VARIABLE] = new_key()
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Send what kfp and MLflow print to the run's log instead of the terminal."""
+    with log.open("a", encoding="utf-8", buffering=1) as file:
+        handler = logging.StreamHandler(file)
+        root = logging.getLogger()
+        before, level = root.handlers[:], root.level
+        root.handlers = [handler]
+        root.setLevel(logging.INFO)
+        try:
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                yield
+        finally:
+            root.handlers = before
+            root.setLevel(level)
+
+
+def _explain(error: Exception, log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    own = [line for line in lines if "backburn.components.shared.errors." in line]
+    if own:
+        message = own[-1].split("backburn.components.shared.errors.", 1)[1]
+        start = len(lines) - 1 - lines[::-1].index(own[-1])
+        return "\n".join([message, *_continuation(lines[start + 1 :]), f"(whole log: {log})"])
+    traces = [i for i, line in enumerate(lines) if line.startswith("Traceback")]
+    tail = lines[traces[-1] :][-_LOG_TAIL:] if traces else lines[-_LOG_TAIL:]
+    return "\n".join([f"{error}", *tail, f"(whole log: {log})"])
+
+
+def _continuation(lines: list[str]) -> list[str]:
+    """The rest of a message of several lines: up to the next blank or log line."""
+    taken: list[str] = []
+    for line in lines:
+        if not line.startswith("  "):
+            break
+        taken.append(line)
+    return taken
+
+
+def discard_unfinished(folder: RunFolder) -> None:
+    """Remove what would read as a result after an interrupted run; logs and progress stay."""
+    for name in (*_RESULTS.values(), folder.summary.name):
+        (folder.root / name).unlink(missing_ok=True)
+    shutil.rmtree(folder.artifacts, ignore_errors=True)
+    (folder.root / "INTERRUPTED").write_text(
+        "This run was interrupted; it has no result.\n", encoding="utf-8"
+    )
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """Last lines of a text file, none if it does not exist."""
+    if not path.is_file():
+        return []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+
+
+def read_summary(path: Path) -> Summary:
+    """Read a run's summary."""
+    return Summary.model_validate(json.loads(path.read_text(encoding="utf-8")))
+
+
+def is_terminal() -> bool:
+    """Whether a person is watching."""
+    return sys.stderr.isatty()
