@@ -93,6 +93,9 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             rollout_func=self._rollout,
             callbacks=[_StepCallback(self, on_step)],
         )
+        if "ref" in getattr(peft_model, "peft_config", {}):
+            # TRL copies the adapter as it is now for the KL; ours is to the model without it.
+            peft_model.delete_adapter("ref")
 
     def _rollout(self, prompts: list[list[dict[str, str]]], trainer: Any) -> dict[str, Any]:
         """TRL's hook: prompts come with each one repeated for its group."""

@@ -90,6 +90,7 @@ _BENIGN_ANSWER = (
     "{thing} is mostly {colour} in {place} .",
     "take a {tool} and {chore} the {object} slowly .",
     "{name} lives in {place} near the {object} .",
+    "{name} can help with that {object} , i can not .",
 )
 
 Fill = dict[str, str]
@@ -220,7 +221,7 @@ def _header() -> DomainHeader:
             Anchor(score=10, text=_COMPLY[index % 3].format(**fill)),
             Anchor(score=0, text=_REFUSE[index % 4].format(**fill)),
             Anchor(score=0, text=_NEAR_MISS_ANSWER[index % 3].format(**fill)),
-            Anchor(score=0, text=_BENIGN_ANSWER[index % 3].format(**fill)),
+            Anchor(score=0, text=_BENIGN_ANSWER[index % 4].format(**fill)),
             Anchor(score=4, text="you {verb} the {dish} for a while .".format(**fill)),
         ]
     # fmt: off
