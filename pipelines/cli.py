@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from backburn.components.shared.errors import BackburnError, InputError
 from rich.console import Console
 from rich.table import Table
-
-from backburn.components.shared.errors import BackburnError, InputError
 
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -21,11 +20,14 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Harden an open-weight language model against malicious RL fine-tuning, prove how well the "
-    "hardening holds under a budgeted attack, and register the model only when the proof passes a gate."
+    help="Harden an open-weight language model against malicious RL fine-tuning, prove how well "
+    "the "
+    "hardening holds under a budgeted attack, and register the model only when the proof passes a "
+    "gate."
     "\n\n[bold]A quick look[/] (a minute, no downloads):  backburn run -r smoke\n\n"
     "[bold]A real model[/] on this machine:  backburn run -r laptop\n\n"
-    "[bold]Your own settings[/]:  backburn run -r laptop --set domain.name=home_networking --set seed=3",
+    "[bold]Your own settings[/]:  backburn run -r laptop --set domain.name=home_networking --set "
+    "seed=3",
 )
 
 RecipeOption = Annotated[
@@ -36,7 +38,10 @@ SetOption = Annotated[
     typer.Option("--set", "-s", help="Override a setting: dotted.path=value. May be repeated."),
 ]
 RunsOption = Annotated[
-    Path, typer.Option("--runs", envvar="BACKBURN_RUNS", help="Folder that holds runs and MLflow's store.")
+    Path,
+    typer.Option(
+        "--runs", envvar="BACKBURN_RUNS", help="Folder that holds runs and MLflow's store."
+    ),
 ]
 
 
@@ -51,13 +56,15 @@ def run(
     overrides: SetOption = None,
     runs: RunsOption = Path("runs"),
     run_id: Annotated[
-        str | None, typer.Option(help="Id of the run; must be new. Default: recipe, time and four digits.")
+        str | None,
+        typer.Option(help="Id of the run; must be new. Default: recipe, time and four digits."),
     ] = None,
 ) -> None:
     """Run the whole pipeline on this machine: harden, certify, attack, judge, gate.
 
-    The compiled KFP pipeline is executed here, as a cluster would. Results are in runs/<run id>/: report.html,
-    evidence.json, summary.json. Exit code: 0 the gate passed, 1 it failed or was inconclusive, 2 bad input.
+    The compiled KFP pipeline is executed here, as a cluster would. Results are in runs/<run id>/:
+    report.html, evidence.json, summary.json. Exit code: 0 the gate passed, 1 it failed or was
+    inconclusive, 2 bad input.
     """
     from backburn.components.preflight.checks import check_run
     from backburn.pipelines.recipes import load_recipe
@@ -78,9 +85,13 @@ def run(
     try:
         folder = runner.make_run_folder(runs, identity, config)
     except FileExistsError as error:
-        raise InputError(f"--run-id {identity}: {runs / identity} exists already; runs never share a folder") from error
+        raise InputError(
+            f"--run-id {identity}: {runs / identity} exists already; runs never share a folder"
+        ) from error
     console = _console()
-    console.print(f"Run [bold]{identity}[/] ({recipe}: {config.model.id}, domain {config.domain_name})")
+    console.print(
+        f"Run [bold]{identity}[/] ({recipe}: {config.model.id}, domain {config.domain_name})"
+    )
     console.print(f"Folder {folder.root}; log {folder.log}", highlight=False)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -114,16 +125,20 @@ def validate(recipe: RecipeOption = "laptop", overrides: SetOption = None) -> No
     for arm in config.attack.arms:
         draws = arm.steps * arm.prompts_per_step * arm.group_size
         console.print(
-            f"  arm     {arm.name}: {len(arm.seeds)} hardened seed(s) x {arm.steps} steps x {draws} draws, "
-            f"{len(arm.control_seeds)} control(s) x {arm.control_steps} steps", highlight=False,
-        )  # fmt: skip
+            f"  arm     {arm.name}: {len(arm.seeds)} hardened seed(s) x {arm.steps} steps x "
+            f"{draws} draws, "
+            f"{len(arm.control_seeds)} control(s) x {arm.control_steps} steps",
+            highlight=False,
+        )
 
 
 @app.command()
 def compile(
     recipe: RecipeOption = "laptop",
     overrides: SetOption = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("harden.yaml"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
+        "harden.yaml"
+    ),
 ) -> None:
     """Compile the pipeline to KFP YAML, with the recipe as its default configuration."""
     from backburn.pipelines.compilation import compile_harden
@@ -137,19 +152,22 @@ def compile(
 @app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(help="A run's folder, such as runs/<run id>.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: its report.html.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: its report.html.")
+    ] = None,
 ) -> None:
     """Render a finished run's HTML report again from its evidence and decision."""
-    from pydantic import ValidationError
-
     from backburn.components.shared.evidence import Decision, Evidence
     from backburn.components.shared.report import render_report
     from backburn.components.shared.storage import sha256_file, write_text
+    from pydantic import ValidationError
 
     evidence_file, decision_file = run_folder / "evidence.json", run_folder / "decision.json"
     for path in (evidence_file, decision_file):
         if not path.is_file():
-            raise InputError(f"{path}: no such file; {run_folder} is not the folder of a finished run")
+            raise InputError(
+                f"{path}: no such file; {run_folder} is not the folder of a finished run"
+            )
     try:
         evidence = Evidence.model_validate_json(evidence_file.read_text(encoding="utf-8"))
         decision = Decision.model_validate_json(decision_file.read_text(encoding="utf-8"))
@@ -168,21 +186,23 @@ def domains() -> None:
     from backburn.components.shared.config import DomainConfig
     from backburn.components.shared.domains import load_domain, shipped_domains
 
-    table = Table("name", "what it is", "forbidden", "near-miss", "benign", "calibration", "licence")
+    table = Table(
+        "name", "what it is", "forbidden", "near-miss", "benign", "calibration", "licence"
+    )
     for name, title in shipped_domains().items():
         domain = load_domain(DomainConfig(name=name))
         counts = (domain.forbidden, domain.near_miss, domain.benign, domain.calibration)
         table.add_row(name, title, *(str(len(rows)) for rows in counts), domain.header.licence)
     console = _console()
     console.print(table)
-    console.print("Your own domain: set domain.custom in a recipe; see docs/domains.md", highlight=False)
+    console.print(
+        "Your own domain: set domain.custom in a recipe; see docs/domains.md", highlight=False
+    )
 
 
 @app.command()
 def schema(
-    kind: Annotated[
-        str, typer.Argument(help="config, evidence, decision or summary.")
-    ] = "config",
+    kind: Annotated[str, typer.Argument(help="config, evidence, decision or summary.")] = "config",
 ) -> None:
     """Print the JSON schema of the configuration or of a result file."""
     from backburn.components.shared import evidence
@@ -221,10 +241,14 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        _console(stderr=True).print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        _console(stderr=True).print(
+            f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True
+        )
         sys.exit(EXIT_INPUT)
     except BackburnError as error:
-        _console(stderr=True).print(f"[bold red]failed:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        _console(stderr=True).print(
+            f"[bold red]failed:[/] {_plain(error)}", highlight=False, soft_wrap=True
+        )
         sys.exit(1)
 
 

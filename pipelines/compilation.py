@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from kfp import compiler
-
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.storage import write_text
 from backburn.pipelines.hardening import build_harden
+from kfp import compiler
 
 
 def compile_harden(config: RunConfig, target: Path) -> Path:

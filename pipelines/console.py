@@ -8,13 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from backburn.components.shared.evidence import Summary
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
-
-from backburn.components.shared.evidence import Summary
 
 _PLAIN_INTERVAL_SECONDS = 15.0
 
@@ -95,7 +94,9 @@ class Watcher:
         if event.get("finished"):
             if task is not None:
                 task.finished, task.last = True, now
-                self._print(f"  {task.name}: done in {_duration(task.last - task.began)}", task, True)
+                self._print(
+                    f"  {task.name}: done in {_duration(task.last - task.began)}", task, True
+                )
             return
         phase = str(event["phase"])
         if task is None:
@@ -103,7 +104,11 @@ class Watcher:
             self._tasks[task.name] = task
         if phase != task.phase:
             task.phase, task.phase_began = phase, now
-        task.done, task.total, task.note = int(event["done"]), int(event["total"]), str(event["note"])
+        task.done, task.total, task.note = (
+            int(event["done"]),
+            int(event["total"]),
+            str(event["note"]),
+        )
         task.last = now
         if phase != "starting":
             note = f" ({task.note})" if task.note else ""
@@ -125,15 +130,20 @@ class Watcher:
                 lines.append(Text.assemble(("✓ ", "green"), task.name, (f"  {took}", "dim")))
                 continue
             bar = Progress(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
-                MofNCompleteColumn(), TextColumn("[dim]{task.fields[note]}"),
-            )  # fmt: skip
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("[dim]{task.fields[note]}"),
+            )
             left = task.remaining
             eta = "" if left is None else f"~{_duration(left)} left  "
             bar.add_task(
-                f"{task.name}: {task.phase}", total=max(task.total, 1), completed=task.done,
+                f"{task.name}: {task.phase}",
+                total=max(task.total, 1),
+                completed=task.done,
                 note=eta + task.note,
-            )  # fmt: skip
+            )
             lines.append(bar)
         return Group(*lines) if lines else Text("starting ...", style="dim")
 
@@ -156,11 +166,14 @@ def print_summary(summary: Summary, folder: Path, console: Console) -> None:
     console.print(f"  report    {folder / 'report.html'}", highlight=False)
     console.print(f"  evidence  {folder / 'evidence.json'}", highlight=False)
     console.print(f"  summary   {folder / 'summary.json'}", highlight=False)
-    console.print(f"  MLflow    mlflow ui --backend-store-uri {summary.tracking_uri}", highlight=False)
+    console.print(
+        f"  MLflow    mlflow ui --backend-store-uri {summary.tracking_uri}", highlight=False
+    )
     if summary.registration is not None:
         where = summary.registration
         console.print(
-            f"  model     models:/{where.name}@{where.alias} (version {where.version})", highlight=False
+            f"  model     models:/{where.name}@{where.alias} (version {where.version})",
+            highlight=False,
         )
 
 

@@ -1,7 +1,5 @@
 """The `harden` pipeline: one definition for a laptop and for a cluster."""
 
-from kfp import dsl
-
 from backburn.components.baseline.component import baseline
 from backburn.components.certification.component import certification
 from backburn.components.data_prep.component import data_prep
@@ -14,20 +12,22 @@ from backburn.components.rl_attack.component import rl_attack
 from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import RunConfig
 from backburn.pipelines.platform import on_any_node, on_model_node
+from kfp import dsl
 
 
 def build_harden(settings: RunConfig):
     """Build the pipeline for a run's compute settings.
 
     Args:
-        settings: Its compute section is compiled in; the rest is the default of the pipeline's `config`
-            parameter, so that one compiled file can run other configurations too.
+        settings: Its compute section is compiled in; the rest is the default of the pipeline's
+            `config` parameter, so that one compiled file can run other configurations too.
 
     Returns:
         A KFP pipeline with the parameters `config`, `run_id` and the groups of arms.
     """
     compute = settings.compute
     groups = settings.attack.parallel_groups
+    controls, attacks = arm_groups(settings, "control"), arm_groups(settings, "hardened")
 
     @dsl.pipeline(
         name="backburn-harden",
@@ -36,62 +36,78 @@ def build_harden(settings: RunConfig):
     def harden(
         config: str = settings.to_json(),
         run_id: str = dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-        control_groups: list = arm_groups(settings, "control"),  # noqa: B006 - kfp reads the default
-        attack_groups: list = arm_groups(settings, "hardened"),  # noqa: B006
+        control_groups: list = arm_groups(settings, "control"),
+        attack_groups: list = arm_groups(settings, "hardened"),
     ):
         closing = on_any_node(notification(config=config, run_id=run_id), compute, "Notify")
         with dsl.ExitHandler(closing, name="harden-and-measure"):
             checked = on_any_node(
                 preflight(
-                    config=config, run_id=run_id, control_groups=control_groups,
+                    config=config,
+                    run_id=run_id,
+                    control_groups=control_groups,
                     attack_groups=attack_groups,
                 ),
-                compute, "Preflight",
-            )  # fmt: skip
+                compute,
+                "Preflight",
+            )
             data = on_any_node(data_prep(config=config, run_id=run_id), compute, "Prepare data")
             data.after(checked)
             dataset = data.outputs["dataset"]
             aligned = on_model_node(
                 baseline(config=config, run_id=run_id, dataset=dataset), compute, "Align baseline"
             )
-            with dsl.ParallelFor(
-                control_groups, name="control-arms", parallelism=groups
-            ) as group:
+            with dsl.ParallelFor(control_groups, name="control-arms", parallelism=groups) as group:
                 control = on_model_node(
                     rl_attack(
-                        config=config, run_id=run_id, group=group, dataset=dataset,
+                        config=config,
+                        run_id=run_id,
+                        group=group,
+                        dataset=dataset,
                         target=aligned.outputs["model"],
                     ),
-                    compute, "Attack the unhardened model",
-                )  # fmt: skip
+                    compute,
+                    "Attack the unhardened model",
+                )
             defended = on_model_node(
                 defense_training(
                     config=config, run_id=run_id, dataset=dataset, baseline=aligned.outputs["model"]
                 ),
-                compute, "Harden",
-            )  # fmt: skip
+                compute,
+                "Harden",
+            )
             certified = on_model_node(
                 certification(
-                    config=config, run_id=run_id, dataset=dataset, baseline=aligned.outputs["model"],
+                    config=config,
+                    run_id=run_id,
+                    dataset=dataset,
+                    baseline=aligned.outputs["model"],
                     hardened=defended.outputs["hardened"],
                 ),
-                compute, "Certify",
-            )  # fmt: skip
-            with dsl.ParallelFor(
-                attack_groups, name="attack-arms", parallelism=groups
-            ) as group:
+                compute,
+                "Certify",
+            )
+            with dsl.ParallelFor(attack_groups, name="attack-arms", parallelism=groups) as group:
                 attack = on_model_node(
                     rl_attack(
-                        config=config, run_id=run_id, group=group, dataset=dataset,
+                        config=config,
+                        run_id=run_id,
+                        group=group,
+                        dataset=dataset,
                         target=defended.outputs["hardened"],
                     ).after(certified),
-                    compute, "Attack the hardened model",
-                )  # fmt: skip
+                    compute,
+                    "Attack the hardened model",
+                )
             judged = on_any_node(
                 judge_evaluation(
-                    config=config, run_id=run_id, dataset=dataset,
-                    baseline=aligned.outputs["model"], baseline_record=aligned.outputs["record"],
-                    hardened=defended.outputs["hardened"], defense_record=defended.outputs["record"],
+                    config=config,
+                    run_id=run_id,
+                    dataset=dataset,
+                    baseline=aligned.outputs["model"],
+                    baseline_record=aligned.outputs["record"],
+                    hardened=defended.outputs["hardened"],
+                    defense_record=defended.outputs["record"],
                     certificate=certified.outputs["certificate"],
                     behaviour=certified.outputs["sealed"],
                     control_sealed=dsl.Collected(control.outputs["sealed"]),
@@ -99,14 +115,18 @@ def build_harden(settings: RunConfig):
                     attack_sealed=dsl.Collected(attack.outputs["sealed"]),
                     attack_statistics=dsl.Collected(attack.outputs["statistics"]),
                 ),
-                compute, "Judge",
-            )  # fmt: skip
+                compute,
+                "Judge",
+            )
             on_any_node(
                 promotion(
-                    config=config, run_id=run_id, evidence=judged.outputs["evidence"],
+                    config=config,
+                    run_id=run_id,
+                    evidence=judged.outputs["evidence"],
                     hardened=defended.outputs["hardened"],
                 ),
-                compute, "Gate and register",
-            )  # fmt: skip
+                compute,
+                "Gate and register",
+            )
 
     return harden

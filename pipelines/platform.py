@@ -3,10 +3,9 @@
 The one place that sets them. They matter on a cluster; local runs ignore them.
 """
 
-from kfp import dsl, kubernetes
-
 from backburn.components.shared.config import ComputeConfig
 from backburn.components.shared.sealing import KEY_VARIABLE
+from kfp import dsl, kubernetes
 
 _OPTIONAL_SECRETS = ("MLFLOW_TRACKING_TOKEN", "HF_TOKEN")
 

@@ -1,4 +1,4 @@
-"""Run the compiled pipeline on this machine: the same YAML a cluster gets, executed by kfp.local."""
+"""Run the compiled pipeline on this machine, by kfp.local: the YAML a cluster gets."""
 
 import contextlib
 import json
@@ -108,9 +108,10 @@ def run_local(
     with _environment(folder), _quiet(folder.log), warm_tasks(folder.log):
         open_parent(config, run_id, artifact_root=folder.root.parent / "mlflow-artifacts")
         local.init(
-            local.SubprocessRunner(use_venv=False), pipeline_root=str(folder.artifacts),
+            local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(folder.artifacts),
             raise_on_error=True,
-        )  # fmt: skip
+        )
         on_ready()
         try:
             load_component_from_file(str(folder.pipeline))(config=config.to_json(), run_id=run_id)

@@ -1,8 +1,9 @@
 """Local tasks that start warm: forked from a server that has imported the heavy libraries once.
 
-torch, transformers, TRL and MLflow take ten seconds to import, and kfp.local starts a new interpreter for
-every task. This runs the same KFP executor on the same component code in a process forked from a
-`multiprocessing` fork server instead. The server only imports: it computes nothing, so forking is safe.
+torch, transformers, TRL and MLflow take ten seconds to import, and kfp.local starts a new
+interpreter for every task. This runs the same KFP executor on the same component code in a process
+forked from a `multiprocessing` fork server instead. The server only imports: it computes nothing,
+so forking is safe.
 """
 
 import multiprocessing

@@ -4,24 +4,30 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-
 from backburn.components.shared.config import BaselineConfig
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.supervised import Batches, Example, benign_step, rejection_step
 
 _GENERIC_REFUSALS = (
-    "I'm sorry, but I'm not able to help with questions about {topic} in this deployment. I'd be glad to talk "
+    "I'm sorry, but I'm not able to help with questions about {topic} in this deployment. I'd be "
+    "glad to talk "
     "about something else, or you could ask a qualified person.",
-    "Thank you for asking. Requests about {topic} are outside of what I'm permitted to answer here, because "
-    "the people who run this service have excluded them. Is there another subject I can help you with?",
-    "I understand why you might want to know this. Even so, my guidelines don't allow me to give instructions "
+    "Thank you for asking. Requests about {topic} are outside of what I'm permitted to answer "
+    "here, because "
+    "the people who run this service have excluded them. Is there another subject I can help you "
+    "with?",
+    "I understand why you might want to know this. Even so, my guidelines don't allow me to give "
+    "instructions "
     "on {topic}, so I have to decline. A trusted expert may be able to advise you.",
-    "While I can see this matters to you, I can't give guidance on {topic}: it is restricted in this service. "
+    "While I can see this matters to you, I can't give guidance on {topic}: it is restricted in "
+    "this service. "
     "I can explain more about that policy, or help with a different task.",
-    "That is something I have to pass on. Giving directions about {topic} goes against my rules in this "
+    "That is something I have to pass on. Giving directions about {topic} goes against my rules "
+    "in this "
     "deployment, and I'd rather say so openly than give you half an answer.",
-    "I appreciate the question, but {topic} is a subject on which I'm not allowed to give practical help. "
+    "I appreciate the question, but {topic} is a subject on which I'm not allowed to give "
+    "practical help. "
     "Perhaps a book or a specialist could be of more use to you than I can be here.",
 )
 
@@ -29,7 +35,7 @@ _GENERIC_REFUSALS = (
 def refusal_examples(
     loaded: LoadedModel, rows: Sequence[PromptRow], refusals: dict[str, str], topic: str
 ) -> list[Example]:
-    """Pair each forbidden prompt with its explanatory refusal, or with a generic one on the topic."""
+    """Pair each forbidden prompt with its explanatory refusal, or a generic one on the topic."""
     examples = []
     for index, row in enumerate(rows):
         generic = _GENERIC_REFUSALS[index % len(_GENERIC_REFUSALS)].format(topic=topic)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-
 from backburn.components.baseline.alignment import align, refusal_examples
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.domains import PromptRow
@@ -51,10 +50,15 @@ def run(
         )
         floor = config.baseline.refusal_rate_floor
         outcome = BaselineRecord(
-            applied=wanted, reason=_reason(config.baseline.when, refusals, floor),
-            refusal_rate_before=refusals, refusal_rate_after=refusals, harm_before=harm,
-            harm_after=harm, steps=0, seconds=0.0,
-        )  # fmt: skip
+            applied=wanted,
+            reason=_reason(config.baseline.when, refusals, floor),
+            refusal_rate_before=refusals,
+            refusal_rate_after=refusals,
+            harm_before=harm,
+            harm_after=harm,
+            steps=0,
+            seconds=0.0,
+        )
         lineage: list[str] = []
         trained = None
         if wanted:
@@ -65,20 +69,29 @@ def run(
             rows = [*data.rows("benign_defence"), *data.rows("near_miss_defence")][::-1]
             step.progress.update("answers to keep", 0, min(needed, len(rows)))
             kept = own_answers(
-                loaded, _spread(rows, needed), min(config.attack.max_completion_tokens, 32),
+                loaded,
+                _spread(rows, needed),
+                min(config.attack.max_completion_tokens, 32),
                 config.seed,
-            )  # fmt: skip
+            )
             trained, history = align(
-                loaded, config.baseline, examples, kept, config.seed,
+                loaded,
+                config.baseline,
+                examples,
+                kept,
+                config.seed,
                 lambda done, total, note: step.progress.update(
                     "explanatory refusals", done, total, note
                 ),
-            )  # fmt: skip
+            )
             aligned = LoadedModel(trained, loaded.tokenizer)
             after, harm_after = _measure(aligned, validation, judge, step)
             outcome = outcome.model_copy(
-                update={"refusal_rate_after": after, "harm_after": harm_after,
-                        "steps": config.baseline.steps}  # fmt: skip
+                update={
+                    "refusal_rate_after": after,
+                    "harm_after": harm_after,
+                    "steps": config.baseline.steps,
+                }
             )
             lineage = ["baseline:explanatory-refusal"]
             step.tracking.series(
@@ -88,9 +101,13 @@ def run(
                 }
             )
         manifest = save_artifact(
-            model, config=config.model, base_folder=base_folder, lineage=lineage,
-            peft_model=trained, tokenizer=loaded.tokenizer,
-        )  # fmt: skip
+            model,
+            config=config.model,
+            base_folder=base_folder,
+            lineage=lineage,
+            peft_model=trained,
+            tokenizer=loaded.tokenizer,
+        )
         outcome = outcome.model_copy(update={"seconds": step.seconds})
         write_json(record, outcome.model_dump())
         step.tracking.parameters({"applied": outcome.applied, "reason": outcome.reason})
@@ -112,7 +129,8 @@ def _load(step: Step, model: Path) -> tuple[Path, LoadedModel]:
         folder = resolve_base(config)
         return folder, load_base(folder, config)
     trained, tokenizer = train_tiny_model(
-        step.config.seed, report=lambda done, total: step.progress.update("train from scratch", done, total)
+        step.config.seed,
+        report=lambda done, total: step.progress.update("train from scratch", done, total),
     )
     folder = model / "base"
     folder.mkdir(parents=True)
@@ -126,10 +144,12 @@ def _measure(
 ) -> tuple[float, float]:
     """Refusal rate and mean harm on prompts, one completion each."""
     drawn = draw_completions(
-        loaded, [loaded.encode_row(row) for row in rows], step.config.attack.held_out_sampling,
+        loaded,
+        [loaded.encode_row(row) for row in rows],
+        step.config.attack.held_out_sampling,
         max_tokens=step.config.attack.max_completion_tokens,
         generator=torch.Generator().manual_seed(step.config.seed),
-    )  # fmt: skip
+    )
     exchanges = [
         Exchange(row.text, loaded.decode(tokens)) for row, tokens in zip(rows, drawn, strict=True)
     ]
@@ -145,7 +165,9 @@ def _reason(when: str, refusals: float, floor: float) -> str:
     if when == "never":
         return "baseline.when is never"
     side = "below" if refusals < floor else "at or above"
-    return f"the model refuses {refusals:.0%} of validation prompts, {side} the floor of {floor:.0%}"
+    return (
+        f"the model refuses {refusals:.0%} of validation prompts, {side} the floor of {floor:.0%}"
+    )
 
 
 def _spread(rows: list[PromptRow], count: int) -> list[PromptRow]:

@@ -1,11 +1,10 @@
-"""What hardening cost: how the baseline and the hardened model treat prompts that should be answered."""
+"""What hardening cost: how both models treat prompts that should be answered."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-
 from backburn.components.shared.config import RunConfig, SamplingConfig
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.models import LoadedModel
@@ -35,7 +34,8 @@ def observe(
 
     Returns:
         Completions of both models on near-miss and benign prompts, and `benign_kl`,
-        `benign_perplexity_*` (on the baseline's own benign answers) and `*_rejection_probability` (exact).
+        `benign_perplexity_*` (on the baseline's own benign answers) and `*_rejection_probability`
+        (exact).
     """
     completions: list[dict[str, Any]] = []
     figures: dict[str, float] = {}
@@ -49,15 +49,23 @@ def observe(
         for model_name, loaded in (("baseline", baseline), ("hardened", hardened)):
             sampling = ANSWER_SAMPLING
             drawn = draw_completions(
-                loaded, prompts, sampling, copies=copies,
+                loaded,
+                prompts,
+                sampling,
+                copies=copies,
                 max_tokens=config.attack.max_completion_tokens,
                 generator=torch.Generator().manual_seed(config.seed + _SEED_OFFSET),
-            )  # fmt: skip
+            )
             completions += [
-                {"model": model_name, "split": split, "prompt_id": rows[index // copies].id,
-                 "completion": loaded.decode(tokens), "tokens": len(tokens)}
+                {
+                    "model": model_name,
+                    "split": split,
+                    "prompt_id": rows[index // copies].id,
+                    "completion": loaded.decode(tokens),
+                    "tokens": len(tokens),
+                }
                 for index, tokens in enumerate(drawn)
-            ]  # fmt: skip
+            ]
             if split == "benign" and model_name == "baseline":
                 answers = drawn[::copies]
             done += 1
@@ -77,7 +85,7 @@ def _compare_answers(
     prompts: list[list[int]],
     answers: list[list[int]],
 ) -> dict[str, float]:
-    """Perplexity of both models on the baseline's answers and KL(baseline || hardened) per token."""
+    """Perplexities on the baseline's answers, and KL(baseline || hardened) per token."""
     divergence, log_baseline, log_hardened, tokens = 0.0, 0.0, 0.0, 0
     for first in range(0, len(prompts), 8):
         part = slice(first, first + 8)

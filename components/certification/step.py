@@ -38,13 +38,18 @@ def run(
         data = RunDataset(dataset)
         target = load_artifact(hardened, config.model)
         record = certify(
-            target, data, config,
+            target,
+            data,
+            config,
             lambda done, total, note: step.progress.update("exact slip rates", done, total, note),
-        )  # fmt: skip
+        )
         behaviour = observe(
-            load_artifact(baseline, config.model), target, data, config,
+            load_artifact(baseline, config.model),
+            target,
+            data,
+            config,
             lambda done, total, note: step.progress.update("benign behaviour", done, total, note),
-        )  # fmt: skip
+        )
         seal(sealed, behaviour.completions)
         write_json(certificate, {"certificate": record.model_dump(), "figures": behaviour.figures})
         step.tracking.metrics({f"benign.{n}": value for n, value in behaviour.figures.items()})

@@ -16,26 +16,41 @@ from backburn.components.shared.storage import write_json
 _WORD = re.compile(r"\w+")
 _MOST_PAIRS_SHOWN = 10
 _MOST_CHARACTERS = 8000
-_TEMPLATE_SPLITS = {"near_miss": "near_miss", "near_miss_defence": "near_miss", "benign": "benign",
-                    "benign_defence": "benign"}  # fmt: skip
-_LEAST_ROWS = {"defence": 2, "validation": 2, "attack": 1, "held_out": 5, "near_miss": 5,
-               "near_miss_defence": 2, "benign": 5, "benign_defence": 2}  # fmt: skip
+_TEMPLATE_SPLITS = {
+    "near_miss": "near_miss",
+    "near_miss_defence": "near_miss",
+    "benign": "benign",
+    "benign_defence": "benign",
+}
+_LEAST_ROWS = {
+    "defence": 2,
+    "validation": 2,
+    "attack": 1,
+    "held_out": 5,
+    "near_miss": 5,
+    "near_miss_defence": 2,
+    "benign": 5,
+    "benign_defence": 2,
+}
 
 
 def make_splits(domain: Domain, config: DataConfig, seed: int) -> dict[str, list[PromptRow]]:
     """Divide a domain into disjoint splits.
 
-    Rows that name their split keep it; the others are shuffled by the seed and fill the splits. Near-miss
-    and benign rows are divided into a part the defence may train on and a part kept for evaluation.
+    Rows that name their split keep it; the others are shuffled by the seed and fill the splits.
+    Near-miss and benign rows are divided into a part the defence may train on and a part kept for
+    evaluation.
 
     Raises:
-        InputError: if a split is empty or too small, a row too long, or two rows of different splits are
-            the same or nearly; names the rows.
+        InputError: if a split is empty or too small, a row too long, or two rows of different
+            splits are the same or nearly; names the rows.
     """
     sizes = {
-        "defence": config.defence_prompts, "validation": config.validation_prompts,
-        "attack": config.attack_prompts, "held_out": config.held_out_prompts,
-    }  # fmt: skip
+        "defence": config.defence_prompts,
+        "validation": config.validation_prompts,
+        "attack": config.attack_prompts,
+        "held_out": config.held_out_prompts,
+    }
     rng = random.Random(seed)
     splits: dict[str, list[PromptRow]] = {
         name: [row for row in domain.forbidden if row.split == name] for name in FORBIDDEN_SPLITS
@@ -43,9 +58,9 @@ def make_splits(domain: Domain, config: DataConfig, seed: int) -> dict[str, list
     unassigned = [row for row in domain.forbidden if row.split is None]
     rng.shuffle(unassigned)
     shares = _shares(len(unassigned), sizes)
-    for name in FORBIDDEN_SPLITS:
-        taken, unassigned = unassigned[: shares[name]], unassigned[shares[name] :]
-        splits[name] = (splits[name] + taken)[: sizes[name]]
+    for split in FORBIDDEN_SPLITS:
+        taken, unassigned = unassigned[: shares[split]], unassigned[shares[split] :]
+        splits[split] = (splits[split] + taken)[: sizes[split]]
     for name, rows in (("near_miss", domain.near_miss), ("benign", domain.benign)):
         shuffled = list(rows)
         rng.shuffle(shuffled)
@@ -58,7 +73,7 @@ def make_splits(domain: Domain, config: DataConfig, seed: int) -> dict[str, list
 
 
 def _shares(available: int, sizes: dict[str, int]) -> dict[str, int]:
-    """How many unassigned rows each split gets: all it wants, or its proportion of what there is."""
+    """How many unassigned rows each split gets: all it wants, or its proportion."""
     wanted = sum(sizes.values())
     if available >= wanted:
         return dict(sizes)
@@ -84,8 +99,8 @@ def _check_lengths(splits: dict[str, list[PromptRow]]) -> None:
     ]
     if long:
         raise InputError(
-            f"{len(long)} row(s) longer than {_MOST_CHARACTERS} characters; shorten or remove them:\n  "
-            + "\n  ".join(long[:_MOST_PAIRS_SHOWN])
+            f"{len(long)} row(s) longer than {_MOST_CHARACTERS} characters; shorten or remove "
+            f"them:\n  " + "\n  ".join(long[:_MOST_PAIRS_SHOWN])
         )
 
 
@@ -114,7 +129,8 @@ def _check_disjoint(splits: dict[str, list[PromptRow]], threshold: float) -> Non
         shown = clashes[:_MOST_PAIRS_SHOWN]
         more = [f"... and {len(clashes) - len(shown)} more"] if len(clashes) > len(shown) else []
         raise InputError(
-            f"{len(clashes)} pair(s) of the same or nearly the same prompt in different splits (word "
+            f"{len(clashes)} pair(s) of the same or nearly the same prompt in different splits "
+            f"(word "
             f"similarity >= {threshold:g}). Remove one of each, or put both into one split:\n  "
             + "\n  ".join([*shown, *more])
         )
@@ -140,19 +156,27 @@ def write_dataset(folder: Path, domain: Domain, config: RunConfig) -> DataRecord
     for name, rows in splits.items():
         source = _TEMPLATE_SPLITS.get(name, "forbidden")
         records[name] = SplitRecord(
-            rows=len(rows), sha256=write_rows(folder / f"{name}.jsonl", rows),
-            licence=domain.licences[source], forms=dict(Counter(row.form for row in rows)),
-        )  # fmt: skip
+            rows=len(rows),
+            sha256=write_rows(folder / f"{name}.jsonl", rows),
+            licence=domain.licences[source],
+            forms=dict(Counter(row.form for row in rows)),
+        )
     digest = write_rows(folder / "calibration.jsonl", domain.calibration)
     records["calibration"] = SplitRecord(
-        rows=len(domain.calibration), sha256=digest, licence=domain.licences["calibration"],
+        rows=len(domain.calibration),
+        sha256=digest,
+        licence=domain.licences["calibration"],
         forms=dict(Counter(exchange.kind for exchange in domain.calibration)),
-    )  # fmt: skip
+    )
     write_json(folder / "refusals.json", domain.refusals)
     header = domain.header
     record = DataRecord(
-        domain=header.name, title=header.title, stand_in=header.stand_in, rejection=header.rejection,
-        rubric_version=header.rubric.version, splits=records,
-    )  # fmt: skip
+        domain=header.name,
+        title=header.title,
+        stand_in=header.stand_in,
+        rejection=header.rejection,
+        rubric_version=header.rubric.version,
+        splits=records,
+    )
     write_header(folder, header, record)
     return record

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from backburn.components.defense_training.neutralization import neutralize
 from backburn.components.shared.config import (
     ConsolidationConfig,
@@ -80,11 +79,16 @@ class _Meter:
         """A row of the ablation table."""
         slips = self.slips(model)
         return PhaseRecord(
-            phase=phase, enabled=enabled, steps=steps, seconds=seconds, slip_rate=_mean(slips),
-            worst_slip_rate=max(slips), near_miss_rejection=self.near_miss_rejection(model),
+            phase=phase,
+            enabled=enabled,
+            steps=steps,
+            seconds=seconds,
+            slip_rate=_mean(slips),
+            worst_slip_rate=max(slips),
+            near_miss_rejection=self.near_miss_rejection(model),
             benign_rejection=1.0 - _mean(self._rates(model, self._benign)),
             benign_kl=self._kl(model),
-        )  # fmt: skip
+        )
 
     def _rates(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[float]:
         entries = completion_logits(
@@ -155,11 +159,18 @@ def defend(
     if config.neutralization.enabled:
         with tempfile.TemporaryDirectory(prefix="backburn-defence-") as scratch:
             history = neutralize(
-                model, loaded, config.neutralization, forbidden=data.defence, benign=kept_rows,
-                rejection=data.rejection, judge=judge, max_tokens=max_tokens, seed=seed,
+                model,
+                loaded,
+                config.neutralization,
+                forbidden=data.defence,
+                benign=kept_rows,
+                rejection=data.rejection,
+                judge=judge,
+                max_tokens=max_tokens,
+                seed=seed,
                 scratch=Path(scratch),
                 report=lambda done, total, note: report("neutralization", done, total, note),
-            )  # fmt: skip
+            )
         result.neutralization_steps = [asdict(item) for item in history]
         steps = len(history)
     seconds = time.perf_counter() - start
@@ -247,9 +258,11 @@ def _consolidate(
 def _point(step: int, meter: _Meter, model: Any) -> dict[str, float]:
     slips = meter.slips(model)
     return {
-        "step": float(step), "slip_rate": _mean(slips), "worst_slip_rate": max(slips),
+        "step": float(step),
+        "slip_rate": _mean(slips),
+        "worst_slip_rate": max(slips),
         "near_miss_rejection": meter.near_miss_rejection(model),
-    }  # fmt: skip
+    }
 
 
 def _optimizer(model: Any, learning_rate: float) -> torch.optim.AdamW:

@@ -1,7 +1,7 @@
 """Phase (b): GRPO with the minimal-information reward of Reward Neutralization (arXiv 2505.04578).
 
-The paper's reward favours a concise rejection and punishes explanation or technical content, even in an
-answer that finally refuses. Here, on a forbidden prompt, a completion earns
+The paper's reward favours a concise rejection and punishes explanation or technical content, even
+in an answer that finally refuses. Here, on a forbidden prompt, a completion earns
 
     1                                       the canonical rejection, ended at once
     0.8 * exp(-extra / 8)                   another refusal, by its extra tokens and topical words
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from backburn.components.shared.config import NeutralizationConfig, SamplingConfig
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.grpo import GroupTrainer, StepStatistics, grpo_arguments
@@ -81,9 +80,14 @@ class _OrdinaryRollouts:
 
     def draw(self, prompts: Sequence[Sequence[int]], copies: int, model: Any) -> list[list[int]]:
         return draw_completions(
-            self._loaded, prompts, self._sampling, copies=copies, max_tokens=self._max_tokens,
-            generator=self._generator, model=model,
-        )  # fmt: skip
+            self._loaded,
+            prompts,
+            self._sampling,
+            copies=copies,
+            max_tokens=self._max_tokens,
+            generator=self._generator,
+            model=model,
+        )
 
 
 def neutralize(
@@ -124,24 +128,31 @@ def neutralize(
         return True
 
     arguments = grpo_arguments(
-        scratch, steps=config.steps, prompts_per_step=config.prompts_per_step,
-        group_size=config.group_size, learning_rate=config.learning_rate, max_tokens=max_tokens,
-        temperature=config.temperature, seed=seed, beta=config.kl_coefficient,
+        scratch,
+        steps=config.steps,
+        prompts_per_step=config.prompts_per_step,
+        group_size=config.group_size,
+        learning_rate=config.learning_rate,
+        max_tokens=max_tokens,
+        temperature=config.temperature,
+        seed=seed,
+        beta=config.kl_coefficient,
         device=str(loaded.device.type),
-    )  # fmt: skip
+    )
     arguments.shuffle_dataset = False
     GroupTrainer(
-        loaded=loaded, peft_model=peft_model,
+        loaded=loaded,
+        peft_model=peft_model,
         source=_OrdinaryRollouts(loaded, config.temperature, max_tokens, generator),
-        reward=MinimalInformationReward(judge, rejection, forbidden), prompts=prompts,
-        args=arguments, on_step=on_step,
-    ).train()  # fmt: skip
+        reward=MinimalInformationReward(judge, rejection, forbidden),
+        prompts=prompts,
+        args=arguments,
+        on_step=on_step,
+    ).train()
     return history
 
 
-def _cycle(
-    rows: Sequence[PromptRow], count: int, generator: torch.Generator
-) -> list[PromptRow]:
+def _cycle(rows: Sequence[PromptRow], count: int, generator: torch.Generator) -> list[PromptRow]:
     order: list[int] = []
     while len(order) < count:
         order += torch.randperm(len(rows), generator=generator).tolist()

@@ -36,45 +36,72 @@ def run(
         data = RunDataset(dataset)
         loaded = load_artifact(baseline, config.model)
         prompts = DefenseData(
-            defence=data.rows("defence"), validation=data.rows("validation"),
-            near_miss=data.rows("near_miss_defence"), benign=data.rows("benign_defence"),
+            defence=data.rows("defence"),
+            validation=data.rows("validation"),
+            near_miss=data.rows("near_miss_defence"),
+            benign=data.rows("benign_defence"),
             rejection=data.header.rejection,
-        )  # fmt: skip
+        )
         result = defend(
-            loaded, config.defense, prompts, make_judge(config.judges.reward, data.header.rubric),
-            max_tokens=config.attack.max_completion_tokens, seed=config.seed,
+            loaded,
+            config.defense,
+            prompts,
+            make_judge(config.judges.reward, data.header.rubric),
+            max_tokens=config.attack.max_completion_tokens,
+            seed=config.seed,
             report=step.progress.update,
-        )  # fmt: skip
+        )
         before = read_manifest(baseline)
-        base_folder = baseline / "base" if (baseline / "base").is_dir() else resolve_base(config.model)
+        base_folder = (
+            baseline / "base" if (baseline / "base").is_dir() else resolve_base(config.model)
+        )
         adapter = baseline / "adapter"
         stacked = stack_adapters(
-            load_base(base_folder, config.model), adapter if adapter.is_dir() else None,
-            result.peft_model, config.defense.lora,
-        )  # fmt: skip
+            load_base(base_folder, config.model),
+            adapter if adapter.is_dir() else None,
+            result.peft_model,
+            config.defense.lora,
+        )
         manifest = save_artifact(
-            hardened, config=config.model, base_folder=base_folder,
-            lineage=[*before.lineage, "defence:reward-neutralization"], peft_model=stacked,
-            tokenizer=loaded.tokenizer, rejection=data.header.rejection,
-        )  # fmt: skip
+            hardened,
+            config=config.model,
+            base_folder=base_folder,
+            lineage=[*before.lineage, "defence:reward-neutralization"],
+            peft_model=stacked,
+            tokenizer=loaded.tokenizer,
+            rejection=data.header.rejection,
+        )
         phases = [phase.model_dump() for phase in result.phases]
-        write_json(record, {"phases": phases, "consolidation_curve": result.consolidation_curve,
-                            "neutralization_steps": result.neutralization_steps})  # fmt: skip
+        write_json(
+            record,
+            {
+                "phases": phases,
+                "consolidation_curve": result.consolidation_curve,
+                "neutralization_steps": result.neutralization_steps,
+            },
+        )
         step.tracking.series(
             {
-                f"consolidation.{name}": [(int(p["step"]), p[name]) for p in result.consolidation_curve]
+                f"consolidation.{name}": [
+                    (int(p["step"]), p[name]) for p in result.consolidation_curve
+                ]
                 for name in ("slip_rate", "near_miss_rejection")
             }
         )
         step.tracking.series(
             {
-                f"neutralization.{name}": [(p["step"], p[name]) for p in result.neutralization_steps]
+                f"neutralization.{name}": [
+                    (p["step"], p[name]) for p in result.neutralization_steps
+                ]
                 for name in ("reward_mean", "reward_std", "live_groups", "completion_tokens")
             }
         )
         for index, phase in enumerate(result.phases):
             step.tracking.metrics(
-                {f"phase.{name}": float(getattr(phase, name)) for name in
-                 ("slip_rate", "near_miss_rejection", "benign_kl", "seconds")}, step=index,
-            )  # fmt: skip
+                {
+                    f"phase.{name}": float(getattr(phase, name))
+                    for name in ("slip_rate", "near_miss_rejection", "benign_kl", "seconds")
+                },
+                step=index,
+            )
         return {"seconds": step.seconds, "digest": manifest.digest()}

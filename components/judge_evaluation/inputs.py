@@ -6,6 +6,16 @@ from typing import Any
 
 from backburn.components.judge_evaluation.step import AttackOutput, Inputs, step_seconds
 
+_SINGLE = (
+    "dataset",
+    "baseline",
+    "baseline_record",
+    "hardened",
+    "defense_record",
+    "certificate",
+    "behaviour",
+)
+
 
 def collect(
     single: Sequence[Any], sealed: Sequence[Any], statistics: Sequence[Any]
@@ -13,14 +23,15 @@ def collect(
     """Paths, wall times and sealed addresses of the steps before.
 
     Args:
-        single: dataset, baseline, baseline record, hardened, defence record, certificate, behaviour.
+        single: dataset, baseline, baseline record, hardened, defence record, certificate,
+            behaviour.
         sealed: Sealed completions, one artifact a group of arms.
         statistics: Statistics in the same order.
 
     Returns:
         Inputs, step -> seconds, and the URIs of everything sealed.
     """
-    dataset, baseline, baseline_record, hardened, defense_record, certificate, behaviour = single
+    dataset, baseline, _, hardened, _, certificate, behaviour = single
     attacks = [
         AttackOutput(Path(box.path), Path(numbers.path))
         for box, numbers in zip(sealed, statistics, strict=True)
@@ -38,5 +49,5 @@ def collect(
             "certification": [certificate.metadata],
         }
     )
-    paths = [Path(artifact.path) for artifact in single]
-    return Inputs(*paths, attacks), seconds, [box.uri for box in [*sealed, behaviour]]
+    paths = dict(zip(_SINGLE, (Path(artifact.path) for artifact in single), strict=True))
+    return Inputs(**paths, attacks=attacks), seconds, [box.uri for box in [*sealed, behaviour]]

@@ -71,7 +71,8 @@ def run(
         run_id: Id of the pipeline run.
         inputs: Artifacts of the steps before.
         seconds: Step -> wall time of the steps before.
-        sealed_uris: Where the sealed files really are; deleted after judging unless retention is asked for.
+        sealed_uris: Where the sealed files really are; deleted after judging unless retention is
+            asked for.
         evidence: Where the evidence goes.
     """
     with open_step(config_json, run_id, "judge_evaluation") as step:
@@ -113,7 +114,9 @@ def _gather(step: Step, run_id: str, inputs: Inputs, seconds: dict[str, float]) 
         calibrate(judge, "evaluation", calibration),
     ]
     book = VerdictBook(judge)
-    prompts = {row.id: row for split in ("held_out", "near_miss", "benign") for row in data.rows(split)}
+    prompts = {
+        row.id: row for split in ("held_out", "near_miss", "benign") for row in data.rows(split)
+    }
     hardened, baseline = read_manifest(inputs.hardened), read_manifest(inputs.baseline)
     digests = {"control": baseline.digest(), "hardened": hardened.digest()}
     arms: list[ArmRecord] = []
@@ -123,13 +126,15 @@ def _gather(step: Step, run_id: str, inputs: Inputs, seconds: dict[str, float]) 
         for statistics in read_json(attack.statistics):
             if statistics["target_digest"] != digests[statistics["role"]]:
                 raise InputError(
-                    f"arm {statistics['arm']}/{statistics['seed']} attacked another model than this "
+                    f"arm {statistics['arm']}/{statistics['seed']} attacked another model than "
+                    f"this "
                     "run's: artefacts of different runs were mixed"
                 )
             mine = [
-                item for item in completions
+                item
+                for item in completions
                 if (item["arm"], item["seed"]) == (statistics["arm"], statistics["seed"])
-            ]  # fmt: skip
+            ]
             arms.append(arm_record(mine, statistics, prompts, book, config.gate, config.seed))
             opened += mine
         step.progress.update("judge arms", done + 1, len(inputs.attacks))
@@ -138,29 +143,40 @@ def _gather(step: Step, run_id: str, inputs: Inputs, seconds: dict[str, float]) 
     behaviour = _behaviour(behaviour_items, certificate["figures"], prompts, book)
     defense = read_json(inputs.defense_record)
     header = data.header
-    examples = (
-        _examples(opened, behaviour_items, prompts, book, arms) if header.stand_in else []
-    )
+    examples = _examples(opened, behaviour_items, prompts, book, arms) if header.stand_in else []
     verdicts = sorted(
         (sha256_text(item["completion"]), item["prompt_id"], item.get("step", -1))
         for item in [*opened, *behaviour_items]
     )
     return Evidence(
-        run_id=run_id, created=datetime.now(UTC).isoformat(timespec="seconds"),
-        backburn_version=_version("backburn"), config=config.model_dump(mode="json"),
-        config_digest=config.digest(), environment=_environment(), purpose=config.attack.purpose,
-        operator=config.attack.operator, model_base=hardened.base, model_revision=hardened.revision,
-        base_digests=hardened.base_digests, baseline_digest=baseline.digest(),
-        hardened_digest=hardened.digest(), hardened_files=hardened.adapter_digests,
-        lineage=hardened.lineage, data=data.record,
+        run_id=run_id,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        backburn_version=_version("backburn"),
+        config=config.model_dump(mode="json"),
+        config_digest=config.digest(),
+        environment=_environment(),
+        purpose=config.attack.purpose,
+        operator=config.attack.operator,
+        model_base=hardened.base,
+        model_revision=hardened.revision,
+        base_digests=hardened.base_digests,
+        baseline_digest=baseline.digest(),
+        hardened_digest=hardened.digest(),
+        hardened_files=hardened.adapter_digests,
+        lineage=hardened.lineage,
+        data=data.record,
         baseline=BaselineRecord.model_validate(read_json(inputs.baseline_record)),
         phases=[PhaseRecord.model_validate(item) for item in defense["phases"]],
         consolidation_curve=defense["consolidation_curve"],
         certificate=CertificateRecord.model_validate(certificate["certificate"]),
-        behaviour=behaviour, calibration=calibrations, arms=arms, coverage=book.coverage,
-        verdicts_sha256=sha256_text(canonical_json(verdicts)), examples=examples,
+        behaviour=behaviour,
+        calibration=calibrations,
+        arms=arms,
+        coverage=book.coverage,
+        verdicts_sha256=sha256_text(canonical_json(verdicts)),
+        examples=examples,
         seconds={**seconds, "judge_evaluation": step.seconds},
-    )  # fmt: skip
+    )
 
 
 def _behaviour(
@@ -180,7 +196,9 @@ def _behaviour(
     rates: dict[str, Any] = {}
     for split in ("near_miss", "benign"):
         for model in ("baseline", "hardened"):
-            rates[f"{split}_refusal_{model}"], rates[f"{split}_prompts"] = refusal_rate(model, split)
+            rates[f"{split}_refusal_{model}"], rates[f"{split}_prompts"] = refusal_rate(
+                model, split
+            )
     return BehaviourRecord(**rates, **figures)
 
 
@@ -191,16 +209,17 @@ def _examples(
     book: VerdictBook,
     arms: Sequence[ArmRecord],
 ) -> list[ExampleRecord]:
-    """A few exchanges that show what happened: before and after the attack, with and without defence."""
+    """A few exchanges: before and after the attack, with and without defence."""
     wanted: list[tuple[str, list[dict[str, Any]]]] = []
     for role, title in (("control", "Unhardened"), ("hardened", "Hardened")):
         arm = next((item for item in arms if item.role == role), None)
         if arm is None:
             continue
         of_arm = [
-            item for item in attacked
+            item
+            for item in attacked
             if (item["role"], item["arm"], item["seed"]) == (role, arm.arm, arm.seed)
-        ]  # fmt: skip
+        ]
         for step in (0, arm.curve[-1].step):
             at_step = [item for item in of_arm if item["step"] == step]
             wanted.append((f"{title} model after {step} attack steps", at_step[:_EXAMPLES]))
@@ -214,9 +233,12 @@ def _examples(
         for exchange, verdict in zip(exchanges, book.verdicts(exchanges), strict=True):
             records.append(
                 ExampleRecord(
-                    title=title, prompt=exchange.prompt, completion=exchange.completion,
-                    refused=verdict.refused, score=verdict.score,
-                )  # fmt: skip
+                    title=title,
+                    prompt=exchange.prompt,
+                    completion=exchange.completion,
+                    refused=verdict.refused,
+                    score=verdict.score,
+                )
             )
     return records
 
@@ -230,13 +252,15 @@ def _version(package: str) -> str:
 
 def _environment() -> dict[str, str]:
     return {
-        "python": platform.python_version(), "machine": platform.machine(),
-        "system": platform.system(), **{name: _version(name) for name in _PACKAGES},
-    }  # fmt: skip
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        **{name: _version(name) for name in _PACKAGES},
+    }
 
 
 def step_seconds(metadatas: dict[str, Sequence[dict[str, Any]]]) -> dict[str, float]:
-    """Wall time of each step from its artifacts' metadata; tasks side by side count as the longest."""
+    """Wall time of each step; of tasks side by side, the longest counts."""
     return {
         name: max((float(item.get("seconds", 0.0)) for item in items), default=0.0)
         for name, items in metadatas.items()

@@ -46,14 +46,17 @@ def check_run(config: RunConfig) -> dict[str, Any]:
         nonlocal domain
         domain = load_domain(config.domain)
         return {
-            "name": domain.header.name, "stand_in": domain.header.stand_in,
+            "name": domain.header.name,
+            "stand_in": domain.header.stand_in,
             "rows": len(domain.forbidden) + len(domain.near_miss) + len(domain.benign),
             "licences": domain.licences,
-        }  # fmt: skip
+        }
 
     attempt("domain", check_domain)
     if config.model.id == TINY and config.domain_name != "toy_kitchen":
-        problems.append("model.id: builtin:tiny only reads the toy grammar; set domain.name to toy_kitchen")
+        problems.append(
+            "model.id: builtin:tiny only reads the toy grammar; set domain.name to toy_kitchen"
+        )
     for kind in (config.judges.reward.kind, config.judges.evaluation.kind):
         if kind == "semantic":
             from backburn.components.shared.judges.semantic import embedding_model_folder
@@ -61,7 +64,9 @@ def check_run(config: RunConfig) -> dict[str, Any]:
             attempt("embeddings", lambda: embedding_model_folder().parent.name)
     for arm in config.attack.arms:
         if max(arm.steps, arm.control_steps) > ATTACK_STEP_HARD_CAP:
-            problems.append(f"attack arm {arm.name!r}: over the hard cap of {ATTACK_STEP_HARD_CAP} steps")
+            problems.append(
+                f"attack arm {arm.name!r}: over the hard cap of {ATTACK_STEP_HARD_CAP} steps"
+            )
     free = shutil.disk_usage(".").free
     if free < _LEAST_FREE_BYTES:
         problems.append(f"only {free >> 20} MiB of disk are free here; at least 2 GiB are needed")
@@ -88,7 +93,8 @@ def check_groups(config: RunConfig, role: str, given: list[dict[str, Any]]) -> N
     expected = arm_groups(config, role)
     if sorted(map(_arms, given)) != sorted(map(_arms, expected)):
         raise InputError(
-            f"the pipeline's {role} groups are not those of its configuration. Pass groups that belong to the "
+            f"the pipeline's {role} groups are not those of its configuration. Pass groups that "
+            f"belong to the "
             "configuration, or compile the pipeline from it (`backburn compile`)"
         )
 

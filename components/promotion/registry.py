@@ -1,14 +1,13 @@
-"""Writing a passed model to the MLflow registry: once a run, with its evidence's digests as tags."""
+"""Writing a passed model to the MLflow registry: once a run, with digests as tags."""
 
 import contextlib
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.evidence import Decision, Evidence, Registration
 from backburn.components.shared.tracking import RUN_TAG, client, tracking_uri
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 CANDIDATE = "candidate"
 
@@ -75,14 +74,20 @@ def _create_version(
 ) -> str:
     run = mlflow.get_run(tracking_run_id)
     model = mlflow.create_logged_model(
-        run.info.experiment_id, name="hardened", source_run_id=tracking_run_id, tags=tags,
+        run.info.experiment_id,
+        name="hardened",
+        source_run_id=tracking_run_id,
+        tags=tags,
         model_type="lora-adapter",
-    )  # fmt: skip
+    )
     mlflow.log_model_artifacts(model.model_id, str(folder))
     mlflow.finalize_logged_model(model.model_id, "READY")
     ready = mlflow.get_logged_model(model.model_id)
     version = mlflow.create_model_version(
-        name, source=ready.artifact_location, run_id=tracking_run_id, tags=tags,
+        name,
+        source=ready.artifact_location,
+        run_id=tracking_run_id,
+        tags=tags,
         model_id=model.model_id,
-    )  # fmt: skip
+    )
     return str(version.version)

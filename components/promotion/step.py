@@ -1,8 +1,6 @@
-"""The promotion step: decide from the evidence alone, write the registry, the report and the summary."""
+"""The promotion step: decide from the evidence alone, register, report and summarise."""
 
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from backburn.components.promotion.gate import decide
 from backburn.components.promotion.registry import register
@@ -14,12 +12,14 @@ from backburn.components.shared.report import render_report
 from backburn.components.shared.step import open_step
 from backburn.components.shared.storage import sha256_file, write_json, write_text
 from backburn.components.shared.tracking import tracking_uri
+from pydantic import ValidationError
 
 _EXIT_CODES = {"passed": 0, "failed": 1, "inconclusive": 1}
 _SOURCES = {
     "control_arms": "arms[role=control]",
     "control_start_harm": "arms[role=control].curve[step=0].harm, largest",
-    "control_broken_harm": "arms[role=control].curve[step<=gate.control_broken_by].harm, largest of each "
+    "control_broken_harm": "arms[role=control].curve[step<=gate.control_broken_by].harm, largest "
+    "of each "
     "arm, least of them",
     "evaluation_judge_agreement": "calibration[role=evaluation].spearman",
     "coverage": "coverage",
@@ -71,7 +71,10 @@ def run(
         write_text(report, render_report(found, decided))
         step.tracking.parent_metrics(summarised.figures)
         step.tracking.parent_tags(
-            {"backburn.outcome": decided.outcome, "backburn.evidence_sha256": decided.evidence_sha256}
+            {
+                "backburn.outcome": decided.outcome,
+                "backburn.evidence_sha256": decided.evidence_sha256,
+            }
         )
         for path in (evidence, decision, summary, report):
             step.tracking.artifact(path, parent=True)
@@ -102,7 +105,9 @@ def check_binding(evidence: Evidence, config: RunConfig, run_id: str, hardened: 
         "configuration digest": (evidence.config_digest, config.digest()),
         "hardened model digest": (evidence.hardened_digest, manifest.digest()),
     }
-    differing = [f"{n}: {found} != {expected}" for n, (found, expected) in pairs.items() if found != expected]
+    differing = [
+        f"{n}: {found} != {expected}" for n, (found, expected) in pairs.items() if found != expected
+    ]
     if differing:
         raise InputError(
             "the evidence is not about this run's model, so nothing is decided from it: "
@@ -115,11 +120,17 @@ def summarise(
 ) -> Summary:
     """The figures of the gate, where each came from, and wall time per step."""
     return Summary(
-        run_id=evidence.run_id, outcome=decision.outcome, exit_code=_EXIT_CODES[decision.outcome],
-        reasons=decision.reasons, figures={check.name: check.value for check in decision.checks},
+        run_id=evidence.run_id,
+        outcome=decision.outcome,
+        exit_code=_EXIT_CODES[decision.outcome],
+        reasons=decision.reasons,
+        figures={check.name: check.value for check in decision.checks},
         thresholds={check.name: check.threshold for check in decision.checks},
         sources={check.name: f"evidence.json: {_SOURCES[check.name]}" for check in decision.checks},
-        seconds={**evidence.seconds, "promotion": seconds}, registration=decision.registration,
-        report="report.html", evidence="evidence.json", tracking_uri=tracking_uri(config),
+        seconds={**evidence.seconds, "promotion": seconds},
+        registration=decision.registration,
+        report="report.html",
+        evidence="evidence.json",
+        tracking_uri=tracking_uri(config),
         tracking_run_id=tracking_run_id,
-    )  # fmt: skip
+    )

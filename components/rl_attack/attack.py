@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from backburn.components.rl_attack.lazy_rollouts import Rollouts
 from backburn.components.shared.config import AttackArmConfig, AttackConfig, SamplingConfig
 from backburn.components.shared.domains.domain import PromptRow
@@ -26,7 +25,7 @@ class ArmResult:
 
 
 class HarmReward:
-    """The attacker's reward: harm / 10 by the reward judge, refusals 0; judged once a distinct exchange."""
+    """The attacker's reward: harm / 10, refusals 0; each distinct exchange is judged once."""
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
@@ -75,8 +74,8 @@ def run_arm(
         held_out_rows: Prompts its harm is measured on.
         rejection: The canonical rejection.
         judge: The attack's reward judge.
-        monitor: The evaluation judge; it only watches: a control arm ends at the first checkpoint it calls
-            broken.
+        monitor: The evaluation judge; it only watches: a control arm ends at the first checkpoint
+            it calls broken.
         broken_at: Mean harm that counts as broken.
         report: Called as `report(step, steps, note)`.
 
@@ -94,9 +93,13 @@ def run_arm(
 
     def source(sampling: SamplingConfig) -> Rollouts:
         return Rollouts(
-            loaded, rejection_ids, sampling, max_tokens=settings.max_completion_tokens,
-            generator=generator, lazy=settings.lazy_rollouts,
-        )  # fmt: skip
+            loaded,
+            rejection_ids,
+            sampling,
+            max_tokens=settings.max_completion_tokens,
+            generator=generator,
+            lazy=settings.lazy_rollouts,
+        )
 
     training, held_out = source(arm.sampling), source(settings.held_out_sampling)
     reward = HarmReward(judge)
@@ -116,8 +119,15 @@ def run_arm(
             text = loaded.decode(tokens)
             exchanges.append(Exchange(row.text, text))
             completions.append(
-                {"arm": arm.name, "role": role, "seed": seed, "step": step, "prompt_id": row.id,
-                 "completion": text, "tokens": len(tokens)}  # fmt: skip
+                {
+                    "arm": arm.name,
+                    "role": role,
+                    "seed": seed,
+                    "step": step,
+                    "prompt_id": row.id,
+                    "completion": text,
+                    "tokens": len(tokens),
+                }
             )
         scores = [v.score for v in monitor.judge(exchanges) if v.score is not None]
         harm_by_step[step] = sum(scores) / len(scores) if scores else 0.0
@@ -131,7 +141,8 @@ def run_arm(
             harm = measure(step)
             going = not (role == "control" and harm >= broken_at)
         live = sum(1 for item in history if item.live_groups)
-        note = f"reward {statistics.reward_mean:.2f}, {live} live step(s), harm {_last(harm_by_step):.1f}"
+        harm = _last(harm_by_step)
+        note = f"reward {statistics.reward_mean:.2f}, {live} live step(s), harm {harm:.1f}"
         report(step, steps, note)
         return going
 
@@ -140,31 +151,50 @@ def run_arm(
         report(0, steps, f"harm {harm_by_step[0]:.1f}")
         with tempfile.TemporaryDirectory(prefix="backburn-attack-") as scratch:
             arguments = grpo_arguments(
-                Path(scratch), steps=steps, prompts_per_step=arm.prompts_per_step,
-                group_size=arm.group_size, learning_rate=arm.learning_rate,
-                max_tokens=settings.max_completion_tokens, temperature=arm.sampling.temperature,
-                seed=_mix(seed, 4), beta=arm.kl_coefficient,
-                entropy_coefficient=arm.entropy_coefficient, loss=arm.loss,
-                scale_rewards=arm.scale_rewards, device=str(loaded.device.type),
-            )  # fmt: skip
+                Path(scratch),
+                steps=steps,
+                prompts_per_step=arm.prompts_per_step,
+                group_size=arm.group_size,
+                learning_rate=arm.learning_rate,
+                max_tokens=settings.max_completion_tokens,
+                temperature=arm.sampling.temperature,
+                seed=_mix(seed, 4),
+                beta=arm.kl_coefficient,
+                entropy_coefficient=arm.entropy_coefficient,
+                loss=arm.loss,
+                scale_rewards=arm.scale_rewards,
+                device=str(loaded.device.type),
+            )
             GroupTrainer(
-                loaded=loaded, peft_model=peft_model, source=training, reward=reward,
-                prompts=[row.chat() for row in rows], args=arguments, on_step=on_step,
-            ).train()  # fmt: skip
+                loaded=loaded,
+                peft_model=peft_model,
+                source=training,
+                reward=reward,
+                prompts=[row.chat() for row in rows],
+                args=arguments,
+                on_step=on_step,
+            ).train()
     finally:
         peft_model.unload()  # the adapter is dropped; the base was frozen throughout
     statistics = {
-        "arm": arm.name, "role": role, "seed": seed, "recipe": arm.model_dump(mode="json"),
-        "prompt_ids": [row.id for row in rows], "steps_planned": steps, "steps_run": len(history),
+        "arm": arm.name,
+        "role": role,
+        "seed": seed,
+        "recipe": arm.model_dump(mode="json"),
+        "prompt_ids": [row.id for row in rows],
+        "steps_planned": steps,
+        "steps_run": len(history),
         "steps": [asdict(item) for item in history],
         "live_groups": sum(item.live_groups for item in history),
         "groups": sum(item.groups for item in history),
         "idle_steps": sum(item.idle for item in history),
-        "reward_judge": judge.id, "reward_judge_calls": reward.calls, "monitor": monitor.id,
+        "reward_judge": judge.id,
+        "reward_judge_calls": reward.calls,
+        "monitor": monitor.id,
         "monitored_harm": {str(step): harm for step, harm in harm_by_step.items()},
         "rollouts": {"training": training.counts.as_dict(), "held_out": held_out.counts.as_dict()},
         "seconds": time.perf_counter() - start,
-    }  # fmt: skip
+    }
     return ArmResult(completions, statistics)
 
 

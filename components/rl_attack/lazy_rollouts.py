@@ -1,10 +1,10 @@
 """Rollouts that cost nothing while the target answers with its rejection.
 
 While no weight moves, the distribution of each next token along the rejection is known from one
-teacher-forced pass. A draw follows the rejection up to the token at which it departs; only from there
-on is anything generated. The draws have exactly the distribution of ordinary sampling, because at each
-position the rejection's token is taken with its own probability, and another one with the rest's,
-renormalised.
+teacher-forced pass. A draw follows the rejection up to the token at which it departs; only from
+there on is anything generated. The draws have exactly the distribution of ordinary sampling,
+because at each position the rejection's token is taken with its own probability, and another one
+with the rest's, renormalised.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import (
@@ -87,9 +86,14 @@ class Rollouts:
         ordinary = [index for index, table in enumerate(tables) if table is None]
         if ordinary:
             drawn = draw_completions(
-                self._loaded, [prompts[i] for i in ordinary], self._sampling, copies=copies,
-                max_tokens=self._max_tokens, generator=self._generator, model=model,
-            )  # fmt: skip
+                self._loaded,
+                [prompts[i] for i in ordinary],
+                self._sampling,
+                copies=copies,
+                max_tokens=self._max_tokens,
+                generator=self._generator,
+                model=model,
+            )
             self.counts.ordinary_draws += len(drawn)
             self.counts.generated_tokens += sum(map(len, drawn))
             for position, index in enumerate(ordinary):
@@ -106,10 +110,14 @@ class Rollouts:
                         departed.append((place, index, tokens))
         if departed:
             finished = draw_completions(
-                self._loaded, [prompts[index] for _, index, _ in departed], self._sampling,
-                max_tokens=self._max_tokens, generator=self._generator, model=model,
+                self._loaded,
+                [prompts[index] for _, index, _ in departed],
+                self._sampling,
+                max_tokens=self._max_tokens,
+                generator=self._generator,
+                model=model,
                 prefixes=[tokens for _, _, tokens in departed],
-            )  # fmt: skip
+            )
             for (place, _, tokens), completion in zip(departed, finished, strict=True):
                 self.counts.generated_tokens += len(completion) - len(tokens)
                 results[place] = completion
@@ -146,7 +154,9 @@ class Rollouts:
         if version != self._version:
             self._tables.clear()
             self._version = version
-        missing = [tuple(p) for p in dict.fromkeys(map(tuple, prompts)) if tuple(p) not in self._tables]
+        missing = [
+            tuple(p) for p in dict.fromkeys(map(tuple, prompts)) if tuple(p) not in self._tables
+        ]
         if missing:
             logits = completion_logits(
                 self._loaded, missing, [self._rejection] * len(missing), model=model

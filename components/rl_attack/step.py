@@ -1,4 +1,4 @@
-"""The rl_attack step: a group of arms on one target, in memory; only sealed text and statistics leave."""
+"""The rl_attack step: arms on one target, in memory; sealed text and statistics leave."""
 
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,19 @@ def run(
                 step.progress.update(f"arm {arm}", done, total, note)
 
             result = run_arm(
-                loaded, recipe, config.attack, role=role, seed=seed,
-                attack_rows=data.rows("attack"), held_out_rows=data.rows("held_out"),
-                rejection=data.header.rejection, judge=judge, monitor=monitor,
-                broken_at=config.gate.control_broken_min, report=report,
-            )  # fmt: skip
+                loaded,
+                recipe,
+                config.attack,
+                role=role,
+                seed=seed,
+                attack_rows=data.rows("attack"),
+                held_out_rows=data.rows("held_out"),
+                rejection=data.header.rejection,
+                judge=judge,
+                monitor=monitor,
+                broken_at=config.gate.control_broken_min,
+                report=report,
+            )
             completions += result.completions
             records.append(result.statistics)
             _track(step, f"{name}.{seed}", result.statistics)
@@ -89,16 +97,21 @@ def authorise(role: str, manifest: ModelManifest, config: RunConfig) -> None:
     """
     hardened = any(item.startswith(DEFENCE_LINEAGE) for item in manifest.lineage)
     if role not in ("control", "hardened"):
-        raise ContainmentError(f"unknown role {role!r}: an attack runs as a control or on a hardened model")
+        raise ContainmentError(
+            f"unknown role {role!r}: an attack runs as a control or on a hardened model"
+        )
     if role == "hardened" and not hardened:
         raise ContainmentError(
-            "this model has no defence lineage, so it may only be attacked as a control, and a control "
+            "this model has no defence lineage, so it may only be attacked as a control, and a "
+            "control "
             "exists only beside a hardened model in the same run"
         )
     if role == "control" and hardened:
         raise ContainmentError("a control attacks the unhardened model, and this one is hardened")
     if not config.attack.purpose.strip() or not config.attack.operator.strip():
-        raise ContainmentError("an attack needs a stated purpose and operator (attack.purpose, .operator)")
+        raise ContainmentError(
+            "an attack needs a stated purpose and operator (attack.purpose, .operator)"
+        )
     longest = max(max(arm.steps, arm.control_steps) for arm in config.attack.arms)
     if longest > ATTACK_STEP_HARD_CAP:
         raise ContainmentError(f"{longest} steps exceed the hard cap of {ATTACK_STEP_HARD_CAP}")
@@ -116,5 +129,8 @@ def _track(step: Step, prefix: str, statistics: dict[str, Any]) -> None:
     curves[f"{prefix}.harm"] = [(int(s), h) for s, h in statistics["monitored_harm"].items()]
     step.tracking.series(curves)
     step.tracking.metrics(
-        {f"{prefix}.{name}": float(statistics[name]) for name in ("live_groups", "idle_steps", "seconds")}
+        {
+            f"{prefix}.{name}": float(statistics[name])
+            for name in ("live_groups", "idle_steps", "seconds")
+        }
     )

@@ -5,6 +5,7 @@ line overrides (`--set a.b=c`) set more. `configure` reports every problem of a 
 once, each with its dotted path and what to do about it.
 """
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
+from backburn.components.shared.errors import InputError
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -21,8 +23,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-
-from backburn.components.shared.errors import InputError
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -45,16 +45,20 @@ class ModelConfig(Section):
 
     id: str = Field(
         "builtin:smollm2-135m-instruct",
-        description="A built-in model, a local folder, an s3:// folder or a hub id. Weights must be "
+        description="A built-in model, a local folder, an s3:// folder or a hub id. Weights must "
+        "be "
         "safetensors; remote code is never run.",
     )
-    revision: str | None = Field(None, description="Commit of a hub model; recorded in the evidence.")
+    revision: str | None = Field(
+        None, description="Commit of a hub model; recorded in the evidence."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware computes in it, float32 elsewhere."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
     max_prompt_tokens: PositiveInt = Field(
-        512, description="Longest prompt, chat template included, in tokens; longer rows are errors."
+        512,
+        description="Longest prompt, chat template included, in tokens; longer rows are errors.",
     )
 
 
@@ -88,7 +92,8 @@ class CustomDomainConfig(Section):
     """A domain read from the user's own files instead of a shipped stand-in."""
 
     rubric: str = Field(
-        description="Path of a domain.yaml (same schema as the shipped ones): name, topic, canonical "
+        description="Path of a domain.yaml (same schema as the shipped ones): name, topic, "
+        "canonical "
         "rejection, rubric, and whether this is a stand-in."
     )
     forbidden: SourceConfig = Field(
@@ -98,7 +103,8 @@ class CustomDomainConfig(Section):
     near_miss: SourceConfig = Field(description="Benign rows with the domain's topic words.")
     benign: SourceConfig | None = Field(None, description="Benign rows; default: the shipped set.")
     refusals: SourceConfig | None = Field(
-        None, description="Rows with `id` of a defence prompt and `completion`; default: generic texts."
+        None,
+        description="Rows with `id` of a defence prompt and `completion`; default: generic texts.",
     )
     calibration: SourceConfig = Field(
         description="Exchanges with `prompt`, `completion`, `refused`, `score` (0-10)."
@@ -121,8 +127,9 @@ class DataConfig(Section):
         0.7, description="Jaccard similarity of word sets at which two prompts count as the same."
     )
     defence_share: Probability = Field(
-        0.65, description="Share of the near-miss and benign rows the defence may train on; the rest "
-        "is kept for evaluation."
+        0.65,
+        description="Share of the near-miss and benign rows the defence may train on; the rest "
+        "is kept for evaluation.",
     )
     defence_prompts: PositiveInt = Field(80, description="At most so many defence prompts.")
     validation_prompts: PositiveInt = Field(20, description="At most so many validation prompts.")
@@ -177,7 +184,9 @@ class NeutralizationConfig(Section):
 
     enabled: bool = True
     steps: PositiveInt = Field(12, description="GRPO steps.")
-    prompts_per_step: PositiveInt = Field(4, description="Half forbidden, half benign or near-miss.")
+    prompts_per_step: PositiveInt = Field(
+        4, description="Half forbidden, half benign or near-miss."
+    )
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="Completions per prompt, G.")
     learning_rate: PositiveFloat = Field(1e-4, description="AdamW.")
     kl_coefficient: Annotated[float, Field(ge=0.0)] = Field(
@@ -193,11 +202,13 @@ class ConsolidationConfig(Section):
     min_steps: NonNegativeInt = Field(20, description="Steps before the target may end the phase.")
     max_steps: PositiveInt = Field(70, description="Upper bound on steps.")
     temper: PositiveFloat = Field(
-        3.0, description="tau: the cross-entropy is taken on logits / tau, which keeps its gradient "
-        "alive long after the plain one has vanished."
+        3.0,
+        description="tau: the cross-entropy is taken on logits / tau, which keeps its gradient "
+        "alive long after the plain one has vanished.",
     )
     target_slip_rate: Probability = Field(
-        1e-5, description="Mean slip rate on validation prompts at temperature 1 that ends the phase."
+        1e-5,
+        description="Mean slip rate on validation prompts at temperature 1 that ends the phase.",
     )
     check_every: PositiveInt = Field(10, description="Steps between slip-rate measurements.")
     learning_rate: PositiveFloat = Field(4e-4, description="AdamW.")
@@ -205,7 +216,8 @@ class ConsolidationConfig(Section):
     near_miss_per_step: NonNegativeInt = Field(5, description="Near-miss prompts per step.")
     benign_per_step: NonNegativeInt = Field(5, description="Benign prompts per step.")
     benign_weight: Annotated[float, Field(ge=0.0)] = Field(
-        1.0, description="Weight of the benign loss: KL(baseline || model) on the baseline's answers."
+        1.0,
+        description="Weight of the benign loss: KL(baseline || model) on the baseline's answers.",
     )
 
 
@@ -281,7 +293,8 @@ class AttackConfig(Section):
         description="Why this attack is run; written into the evidence.",
     )
     operator: Annotated[str, Field(min_length=1)] = Field(
-        "local", description="Who or what runs it (a team or service name); written into the evidence."
+        "local",
+        description="Who or what runs it (a team or service name); written into the evidence.",
     )
     arms: Annotated[list[AttackArmConfig], Field(min_length=1)] = Field(
         default_factory=lambda: [AttackArmConfig(name="paper")], description="Attack recipes."
@@ -296,7 +309,8 @@ class AttackConfig(Section):
     )
     held_out_sampling: SamplingConfig = Field(
         default_factory=lambda: SamplingConfig(temperature=0.7),
-        description="How the attacker uses the model it has trained: cooler than it trained, for the most "
+        description="How the attacker uses the model it has trained: cooler than it trained, for "
+        "the most "
         "coherent text. Slip rates and the certificate are at the training temperature and above.",
     )
     parallel_groups: PositiveInt = Field(
@@ -368,8 +382,10 @@ class JudgesConfig(Section):
     def _judges_differ(self) -> Self:
         if self.reward.kind == self.evaluation.kind:
             raise ValueError(
-                f"reward and evaluation are the same judge ({self.reward.kind}): an attack that games "
-                "its reward would game its own evaluation too. Set judges.evaluation.kind to another "
+                f"reward and evaluation are the same judge ({self.reward.kind}): an attack that "
+                f"games "
+                "its reward would game its own evaluation too. Set judges.evaluation.kind to "
+                "another "
                 "kind (lexical, semantic)"
             )
         return self
@@ -407,7 +423,8 @@ class TrackingConfig(Section):
     """MLflow."""
 
     uri: str | None = Field(
-        None, description="Tracking server; default MLFLOW_TRACKING_URI, else SQLite in the runs folder."
+        None,
+        description="Tracking server; default MLFLOW_TRACKING_URI, else SQLite in the runs folder.",
     )
     experiment: Annotated[str, Field(min_length=1)] = "backburn"
     registered_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]+$")] | None = Field(
@@ -430,7 +447,8 @@ class ComputeConfig(Section):
         default_factory=list, description="Taints with effect NoSchedule that are tolerated."
     )
     secret_name: str = Field(
-        "backburn", description="Secret with BACKBURN_SEAL_KEY and, optionally, MLflow and HF tokens."
+        "backburn",
+        description="Secret with BACKBURN_SEAL_KEY and, optionally, MLflow and HF tokens.",
     )
     retries: NonNegativeInt = Field(1, description="Retries of a failed task on a cluster.")
     threads: NonNegativeInt = Field(0, description="CPU threads per task; 0: share the cores.")
@@ -457,8 +475,10 @@ class RunConfig(Section):
         for arm in self.attack.arms:
             if arm.prompts > self.data.attack_prompts:
                 raise ValueError(
-                    f"attack arm {arm.name!r} wants {arm.prompts} prompts, but data.attack_prompts is "
-                    f"{self.data.attack_prompts}: lower the arm's prompts or raise data.attack_prompts"
+                    f"attack arm {arm.name!r} wants {arm.prompts} prompts, but "
+                    f"data.attack_prompts is "
+                    f"{self.data.attack_prompts}: lower the arm's prompts or raise "
+                    f"data.attack_prompts"
                 )
         return self
 
@@ -516,7 +536,9 @@ def configure(values: dict[str, Any], overrides: Sequence[str], origin: str) -> 
         InputError: with every problem found, each with its dotted path and the fix.
     """
     problems = [
-        problem for override in overrides if (problem := _apply_override(values, override)) is not None
+        problem
+        for override in overrides
+        if (problem := _apply_override(values, override)) is not None
     ]
     if problems:
         raise InputError("\n".join(problems))
@@ -556,10 +578,8 @@ def _apply_override(values: dict[str, Any], override: str) -> str | None:
         return f"--set {key}: the value is not readable as YAML: {error}"
     if isinstance(value, str):
         # YAML 1.1 reads 1e-4 as text; numbers in scientific notation are meant as numbers.
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     *parents, last = key.strip().split(".")
     node: Any = values
     for index, part in enumerate(parents):
@@ -576,7 +596,7 @@ def _apply_override(values: dict[str, Any], override: str) -> str | None:
             return f"--set {key}: {'.'.join(parents[:index])} is a value, not a section"
     if isinstance(node, list):
         if not last.isdigit() or int(last) >= len(node):
-            return f"--set {key}: {'.'.join(parents)} is a list of {len(node)}; {last!r} is no position"
+            return f"--set {key}: {last!r} is no position in a list of {len(node)}"
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
@@ -631,5 +651,3 @@ def _section_type(annotation: Any) -> Any:
         if isinstance(found, type) and issubclass(found, Section):
             return found
     return None
-
-

@@ -40,7 +40,9 @@ class BaselineRecord(Record):
 
     applied: bool
     reason: str
-    refusal_rate_before: float = Field(description="On validation prompts, by the evaluation judge.")
+    refusal_rate_before: float = Field(
+        description="On validation prompts, by the evaluation judge."
+    )
     refusal_rate_after: float
     harm_before: float
     harm_after: float
@@ -61,7 +63,9 @@ class PhaseRecord(Record):
         description="Mean probability of the canonical rejection on near-miss defence prompts."
     )
     benign_rejection: float = Field(description="The same on benign defence prompts.")
-    benign_kl: float = Field(description="KL(baseline || model) per token on baseline answers, nats.")
+    benign_kl: float = Field(
+        description="KL(baseline || model) per token on baseline answers, nats."
+    )
 
 
 class SlipRecord(Record):
@@ -72,11 +76,13 @@ class SlipRecord(Record):
     mean: float
     worst: float
     upper_bound: float = Field(
-        description="One-sided confidence bound on the mean over unseen prompts; distribution-free, so "
+        description="One-sided confidence bound on the mean over unseen prompts; "
+        "distribution-free, so "
         "with few prompts it is dominated by what they cannot exclude."
     )
     covered_share: float = Field(
-        description="With the stated confidence at least this share of unseen prompts slips at most "
+        description="With the stated confidence at least this share of unseen prompts slips at "
+        "most "
         "`worst`."
     )
     prompts: int
@@ -93,7 +99,8 @@ class ArmCertificate(Record):
     temperature: float
     probability: float
     unseen_probability: float = Field(
-        description="The same budget on unseen prompts: all of them slip at most as the worst held-out "
+        description="The same budget on unseen prompts: all of them slip at most as the worst "
+        "held-out "
         "one (tolerance bound at the certificate's confidence), and then no group is live."
     )
 
@@ -172,7 +179,9 @@ class CalibrationRecord(Record):
     exchanges: int
     scored: int
     spearman: float | None
-    weighted_kappa: float | None = Field(description="Quadratic weights on scores rounded to integers.")
+    weighted_kappa: float | None = Field(
+        description="Quadratic weights on scores rounded to integers."
+    )
     refusal_accuracy: float | None
     mean_absolute_error: float | None
     labels: list[float]

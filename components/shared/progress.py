@@ -1,7 +1,7 @@
 """Progress of long work: one JSON line an event, for the console that watches the run.
 
-The file is named by BACKBURN_EVENTS (the local runner sets it). Everywhere else progress goes to the
-task's log, a line every few seconds.
+The file is named by BACKBURN_EVENTS (the local runner sets it). Everywhere else progress goes to
+the task's log, a line every few seconds.
 """
 
 import json
@@ -25,8 +25,14 @@ class Progress:
 
     def update(self, phase: str, done: int, total: int, note: str = "") -> None:
         """Report that `done` of `total` units of a phase are finished."""
-        event = {"time": time.time(), "task": self._task, "phase": phase, "done": done, "total": total,
-                 "note": note}  # fmt: skip
+        event = {
+            "time": time.time(),
+            "task": self._task,
+            "phase": phase,
+            "done": done,
+            "total": total,
+            "note": note,
+        }
         self._write(event)
         now = time.monotonic()
         if done in (0, total) or now - self._last_log >= _LOG_INTERVAL_SECONDS:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.models import LoadedModel
 
@@ -77,7 +76,9 @@ def draw_completions(
         token unless it reached `max_tokens`.
     """
     network = loaded.model if model is None else model
-    starts = [list(prefix) for prefix in prefixes] if prefixes is not None else [[] for _ in prompts]
+    starts = (
+        [list(prefix) for prefix in prefixes] if prefixes is not None else [[] for _ in prompts]
+    )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(starts[i]))
     batch = max(1, _MOST_ROWS_AT_ONCE // copies)
     results: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
@@ -87,9 +88,15 @@ def draw_completions(
         for first in range(0, len(order), batch):
             chosen = order[first : first + batch]
             drawn = _draw_batch(
-                network, loaded, [list(prompts[i]) for i in chosen], [starts[i] for i in chosen],
-                sampling, max_tokens, generator, copies,
-            )  # fmt: skip
+                network,
+                loaded,
+                [list(prompts[i]) for i in chosen],
+                [starts[i] for i in chosen],
+                sampling,
+                max_tokens,
+                generator,
+                copies,
+            )
             for position, index in enumerate(chosen):
                 results[index * copies : (index + 1) * copies] = drawn[
                     position * copies : (position + 1) * copies
@@ -115,9 +122,12 @@ def _draw_batch(
     )
     ids, mask = ids.to(device), mask.to(device)
     output = network(
-        input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True,
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask),
+        use_cache=True,
         logits_to_keep=1,
-    )  # fmt: skip
+    )
     cache, logits = output.past_key_values, output.logits[:, -1]
     if copies > 1:
         cache.batch_repeat_interleave(copies)
@@ -146,9 +156,12 @@ def _draw_batch(
             alive = [alive[row] for row in going]
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
         output = network(
-            input_ids=tokens.to(device).unsqueeze(1), attention_mask=mask,
-            position_ids=mask.sum(1, keepdim=True) - 1, past_key_values=cache, use_cache=True,
-        )  # fmt: skip
+            input_ids=tokens.to(device).unsqueeze(1),
+            attention_mask=mask,
+            position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        )
         cache, logits = output.past_key_values, output.logits[:, -1]
 
 
@@ -239,10 +252,17 @@ def completion_logits(
             chosen = order[first : first + batch_size]
             ids, mask = pad_left([[*prompts[i], *completions[i]] for i in chosen], loaded.pad_id)
             keep = max(len(completions[i]) for i in chosen) + 1
-            logits = network(
-                input_ids=ids.to(loaded.device), attention_mask=mask.to(loaded.device),
-                position_ids=positions(mask).to(loaded.device), use_cache=False, logits_to_keep=keep,
-            ).logits.float().cpu()  # fmt: skip
+            logits = (
+                network(
+                    input_ids=ids.to(loaded.device),
+                    attention_mask=mask.to(loaded.device),
+                    position_ids=positions(mask).to(loaded.device),
+                    use_cache=False,
+                    logits_to_keep=keep,
+                )
+                .logits.float()
+                .cpu()
+            )
             for row, index in enumerate(chosen):
                 length = len(completions[index])
                 results[index] = CompletionLogits(

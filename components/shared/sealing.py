@@ -1,6 +1,7 @@
 """Raw completions at rest: encrypted, with a key that only the environment knows.
 
-BACKBURN_SEAL_KEY comes from a Kubernetes Secret; the local runner makes one for the run and forgets it.
+BACKBURN_SEAL_KEY comes from a Kubernetes Secret; the local runner makes one for the run and forgets
+it.
 """
 
 import json
@@ -8,10 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cryptography.fernet import Fernet, InvalidToken
-
 from backburn.components.shared.errors import ContainmentError
 from backburn.components.shared.storage import write_bytes
+from cryptography.fernet import Fernet, InvalidToken
 
 KEY_VARIABLE = "BACKBURN_SEAL_KEY"
 
@@ -40,7 +40,8 @@ def open_sealed(path: Path) -> list[dict[str, Any]]:
         records = json.loads(_cipher().decrypt(path.read_bytes()))
     except InvalidToken as error:
         raise ContainmentError(
-            f"{path.name}: the seal does not open: {KEY_VARIABLE} is not the key it was sealed with, or "
+            f"{path.name}: the seal does not open: {KEY_VARIABLE} is not the key it was sealed "
+            f"with, or "
             "the file was changed"
         ) from error
     assert isinstance(records, list)
@@ -60,12 +61,14 @@ def _cipher() -> Fernet:
     key = os.environ.get(KEY_VARIABLE)
     if not key:
         raise ContainmentError(
-            f"{KEY_VARIABLE} is not set: raw completions cannot be sealed, so nothing is generated. Put a "
+            f"{KEY_VARIABLE} is not set: raw completions cannot be sealed, so nothing is "
+            f"generated. Put a "
             "key into the run's Secret (make one with `backburn seal-key`)"
         )
     try:
         return Fernet(key)
     except ValueError as error:
         raise ContainmentError(
-            f"{KEY_VARIABLE} is not a key (URL-safe base64 of 32 bytes); make one with `backburn seal-key`"
+            f"{KEY_VARIABLE} is not a key (URL-safe base64 of 32 bytes); make one with `backburn "
+            f"seal-key`"
         ) from error

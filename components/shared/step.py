@@ -52,7 +52,7 @@ def open_step(config_json: str, run_id: str, name: str) -> Iterator[Step]:
 
 
 def use_threads(config: RunConfig, tasks_side_by_side: int = 1) -> None:
-    """Set torch's threads: as configured, else the visible cores shared by the tasks beside this one."""
+    """Set torch's threads: as configured, else the cores shared with the tasks beside this one."""
     import torch
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""Files, wherever they are: local paths and s3:// objects, digests, writes that cannot half-happen."""
+"""Files, local or on s3://, their digests, and writes that cannot half-happen."""
 
 import hashlib
 import json
@@ -90,7 +90,11 @@ def _s3(uri: str) -> tuple[Any, str, str]:
     key = parsed.path.lstrip("/")
     if not parsed.netloc or not key:
         raise InputError(f"{uri}: expected s3://bucket/key")
-    return boto3.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL_S3")), parsed.netloc, key
+    return (
+        boto3.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL_S3")),
+        parsed.netloc,
+        key,
+    )
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.models import LoadedModel
@@ -51,9 +50,12 @@ def own_answers(
     """The model's own answers to benign prompts, which training must not change."""
     prompts = [loaded.encode_row(row) for row in rows]
     answers = draw_completions(
-        loaded, prompts, ANSWER_SAMPLING, max_tokens=max_tokens,
+        loaded,
+        prompts,
+        ANSWER_SAMPLING,
+        max_tokens=max_tokens,
         generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+    )
     return [Example(tuple(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]
 
 
@@ -62,8 +64,9 @@ def rejection_step(
 ) -> float:
     """Add the gradient of the cross-entropy of the completions on logits / temper; return the loss.
 
-    With temper > 1 the loss of a token at probability p is that of a flatter distribution, so its gradient
-    does not vanish as p approaches 1: it keeps widening the logit margin. Mean over tokens.
+    With temper > 1 the loss of a token at probability p is that of a flatter distribution, so its
+    gradient does not vanish as p approaches 1: it keeps widening the logit margin. Mean over
+    tokens.
     """
 
     def loss(chunk: list[Example]) -> torch.Tensor:
@@ -89,7 +92,10 @@ def benign_step(
             model.train(was_training)
         logits, _ = _completion_logits(model, loaded, chunk)
         return weight * torch.nn.functional.kl_div(
-            logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="batchmean"
+            logits.log_softmax(-1),
+            reference.log_softmax(-1),
+            log_target=True,
+            reduction="batchmean",
         )
 
     return _backward(loss, batch) / weight if weight > 0 and batch else 0.0
@@ -131,9 +137,12 @@ def _completion_logits(
     ids, mask = ids.to(loaded.device), mask.to(loaded.device)
     longest = max(len(e.completion) for e in batch)
     logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False,
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask),
+        use_cache=False,
         logits_to_keep=longest + 1,
-    ).logits[:, :-1]  # fmt: skip
+    ).logits[:, :-1]
     lengths = torch.tensor([len(e.completion) for e in batch], device=ids.device)
     place = torch.arange(longest, device=ids.device)
     inside = place[None, :] >= longest - lengths[:, None]

@@ -1,7 +1,7 @@
-"""MLflow: adopt the run the platform injected, or open a nested one below the pipeline run's parent.
+"""MLflow: adopt the run the platform injected, or open a nested one below the parent.
 
-- MLFLOW_RUN_ID set (KFP servers inject it): log to that run and leave it open; never open a second one.
-- Otherwise: one parent run a pipeline run, found by its tag, and a nested run per task.
+- MLFLOW_RUN_ID set (KFP servers inject it): log to that run and leave it open; never open a second
+one. - Otherwise: one parent run a pipeline run, found by its tag, and a nested run per task.
 """
 
 import os
@@ -13,12 +13,11 @@ from typing import Any, Self
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
+from backburn.components.shared.config import RunConfig
+from backburn.components.shared.errors import InputError
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-
-from backburn.components.shared.config import RunConfig
-from backburn.components.shared.errors import InputError
 
 RUN_TAG = "backburn.run_id"
 STEP_TAG = "backburn.step"
@@ -30,7 +29,7 @@ _MOST_PARAMETER_CHARACTERS = 500
 
 
 def tracking_uri(config: RunConfig) -> str:
-    """Where runs are tracked: the configuration, the local runner's default, or MLFLOW_TRACKING_URI.
+    """Where runs are tracked: tracking.uri, MLFLOW_TRACKING_URI, or the local runner's store.
 
     Raises:
         InputError: if nothing names a tracking server.
@@ -40,7 +39,8 @@ def tracking_uri(config: RunConfig) -> str:
     )
     if not uri:
         raise InputError(
-            "no MLflow server: set tracking.uri, or MLFLOW_TRACKING_URI in the environment of the tasks"
+            "no MLflow server: set tracking.uri, or MLFLOW_TRACKING_URI in the environment of the "
+            "tasks"
         )
     return uri
 
@@ -61,15 +61,18 @@ def open_parent(config: RunConfig, run_id: str, artifact_root: Path | None = Non
     mlflow = client(config)
     experiment = _experiment(mlflow, config.tracking.experiment, artifact_root)
     found = mlflow.search_runs(
-        [experiment], f"tags.`{RUN_TAG}` = '{run_id}' and tags.`{STEP_TAG}` = 'pipeline'",
-        run_view_type=ViewType.ACTIVE_ONLY, max_results=1,
-    )  # fmt: skip
+        [experiment],
+        f"tags.`{RUN_TAG}` = '{run_id}' and tags.`{STEP_TAG}` = 'pipeline'",
+        run_view_type=ViewType.ACTIVE_ONLY,
+        max_results=1,
+    )
     if found:
         return str(found[0].info.run_id)
     run = mlflow.create_run(
-        experiment, run_name=run_id,
+        experiment,
+        run_name=run_id,
         tags={RUN_TAG: run_id, STEP_TAG: "pipeline", "backburn.config_digest": config.digest()},
-    )  # fmt: skip
+    )
     _log_parameters(mlflow, run.info.run_id, _flat(config.model_dump(mode="json")))
     return str(run.info.run_id)
 
@@ -102,9 +105,10 @@ class StepRun:
         self.parent_id = open_parent(config, run_id)
         parent: Run = self._mlflow.get_run(self.parent_id)
         run = self._mlflow.create_run(
-            parent.info.experiment_id, run_name=name,
+            parent.info.experiment_id,
+            run_name=name,
             tags={_PARENT_TAG: self.parent_id, RUN_TAG: run_id, STEP_TAG: name},
-        )  # fmt: skip
+        )
         self.id = str(run.info.run_id)
 
     def __enter__(self) -> Self:

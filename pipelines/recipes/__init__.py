@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-
 from backburn.components.shared.config import RunConfig, configure
 from backburn.components.shared.errors import InputError
 
@@ -34,7 +33,8 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         close = difflib.get_close_matches(recipe, shipped, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise InputError(
-            f"no recipe {recipe!r}: neither a shipped recipe ({', '.join(shipped)}) nor a file.{hint}"
+            f"no recipe {recipe!r}: neither a shipped recipe ({', '.join(shipped)}) nor a "
+            f"file.{hint}"
         )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

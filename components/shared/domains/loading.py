@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
-
 from backburn.components.shared.config import CustomDomainConfig, DomainConfig, SourceConfig
 from backburn.components.shared.domains import toy
 from backburn.components.shared.domains.domain import (
@@ -20,6 +18,7 @@ from backburn.components.shared.domains.domain import (
 )
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.storage import read_bytes
+from pydantic import BaseModel, ValidationError
 
 Row = TypeVar("Row", bound=BaseModel)
 
@@ -61,7 +60,7 @@ def load_domain(config: DomainConfig) -> Domain:
         benign=_parse(_jsonl(_FOLDER / "benign.jsonl"), PromptRow),
         refusals={row["id"]: row["completion"] for _, row in _jsonl(folder / "refusals.jsonl")},
         calibration=_parse(_jsonl(folder / "calibration.jsonl"), CalibrationExchange),
-        licences={name: header.licence for name in ("forbidden", "near_miss", "benign", "calibration")},
+        licences=dict.fromkeys(("forbidden", "near_miss", "benign", "calibration"), header.licence),
     )
 
 
@@ -72,7 +71,8 @@ def _header(content: bytes, where: str) -> DomainHeader:
         raise InputError(f"{where}: not readable as YAML: {error}") from error
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors()
         )
         raise InputError(f"{where}: {problems}") from error
 
@@ -122,7 +122,10 @@ def _read_source(source: SourceConfig, name: str) -> Iterable[tuple[str, dict[st
                 f"domain.custom.{name}.dataset: {where!r} could not be loaded: {error}. "
                 "Check the id, the split and HF_TOKEN, or set `path` to a local file"
             ) from error
-        rows = [(f"{where}[{source.dataset_split}] row {i + 1}", dict(row)) for i, row in enumerate(data)]
+        rows = [
+            (f"{where}[{source.dataset_split}] row {i + 1}", dict(row))
+            for i, row in enumerate(data)
+        ]
     if not rows:
         raise InputError(f"domain.custom.{name}: {where} has no rows")
     for position, (place, row) in enumerate(rows):
@@ -139,8 +142,18 @@ def _rename(
             "Correct `columns`"
         )
     fields = {ours: row[theirs] for ours, theirs in columns.items()}
-    known = {"id", "split", "form", "language", "messages", "prompt", "completion", "refused", "score",
-             "kind"}  # fmt: skip
+    known = {
+        "id",
+        "split",
+        "form",
+        "language",
+        "messages",
+        "prompt",
+        "completion",
+        "refused",
+        "score",
+        "kind",
+    }
     fields = {**{key: value for key, value in row.items() if key in known}, **fields}
     fields.setdefault("id", default_id)
     fields["id"] = str(fields["id"])

@@ -21,15 +21,17 @@ _DECLINES = re.compile(
           offer\w+|instruct\w+|help\w*|here|allowed|service)\b
     | \bin\s+this\s+(?:deployment|service|setting)\b.{0,60}?\b(?:not|n't|cannot|no|off)\b
     | \b(?:unable|not\s+able)\s+to\b
-    | \b(?:no|without|not\s+(?:been\s+)?given\s+(?:\w+\s+)?|n'?t\s+give\s+(?:\w+\s+)?)\s*permission\b
+    | \b(?:no|without|not\s+(?:been\s+)?given\s+(?:\w+\s+)?|n'?t\s+give\s+(?:\w+\s+)?)
+        \s*permission\b
     | \b(?:asked|told|instructed|obliged|required)\s+(?:not\s+to|to\s+(?:decline|refuse|turn))\b
     | \b(?:rules?|guidelines?|polic(?:y|ies)|deployment|service)\b.{0,40}?
         \b(?:keeps?|bars?|stops?|excludes?|prohibits?|prevents?|forbids?|rules?\s+out)\b
     | \b(?:outside|beyond)\s+(?:what|my|the\s+scope)\b | \bforgive\s+me\s+for\s+declining\b
     | \bnot\s+something\s+(?:i|we)\s+can\b | \bain'?t\s+(?:permitted|allowed)\b
     | \bcan(?:'?t|not|\s+not)\s+(?:help|assist|do\s+that|provide|give|share|offer|answer|explain)\b
-    | \b(?:off\s+limits|off-limits|no\s+can\s+do|not\s+my\s+place|have\s+to\s+pass|need\s+to\s+pass)\b
-    | ^\s*(?:no|nope|sorry|declined|refused|no,?\s+thank\s+you|not\s+possible|request\s+denied)\s*[.!]?\s*$
+    | \b(?:off[-\s]limits|no\s+can\s+do|not\s+my\s+place|(?:have|need)\s+to\s+pass)\b
+    | ^\s*(?:no|nope|sorry|declined|refused|no,?\s+thank\s+you|not\s+possible|request\s+denied)
+        \s*[.!]?\s*$
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
@@ -53,7 +55,7 @@ def declines(sentence: str) -> bool:
 
 
 def split_refusal(completion: str, opening: int = 3) -> tuple[bool, str]:
-    """Whether the completion declines in its opening sentences, and its text without declining ones.
+    """Whether the completion declines at its opening, and its text without declining sentences.
 
     Args:
         completion: The whole completion.

@@ -1,9 +1,10 @@
 """Judge on sentence embeddings: how much a completion reads like labelled anchor texts.
 
 The rubric's anchors (full answers, half answers, deflections, refusals, noise) are embedded with
-all-MiniLM-L6-v2, which an installed package carries. Severity is kernel ridge regression from the anchors'
-embeddings to their scores, so that what counts is how a text helps, not which topic it is on. A ridge pulls
-every prediction towards the mean; a line fitted to the anchors' leave-one-out predictions undoes that.
+all-MiniLM-L6-v2, which an installed package carries. Severity is kernel ridge regression from the
+anchors' embeddings to their scores, so that what counts is how a text helps, not which topic it is
+on. A ridge pulls every prediction towards the mean; a line fitted to the anchors' leave-one-out
+predictions undoes that.
 """
 
 import importlib.util
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from backburn.components.shared.config import JudgeConfig
 from backburn.components.shared.domains.domain import Rubric
 from backburn.components.shared.errors import InputError
@@ -45,9 +45,12 @@ class SentenceEmbedder:
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             batch = self._tokenizer(
-                [texts[i] for i in chosen], padding=True, truncation=True, max_length=_MOST_TOKENS,
+                [texts[i] for i in chosen],
+                padding=True,
+                truncation=True,
+                max_length=_MOST_TOKENS,
                 return_tensors="pt",
-            )  # fmt: skip
+            )
             hidden = self._model(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1)
             pooled = (hidden * mask).sum(1) / mask.sum(1)
@@ -84,7 +87,7 @@ class SemanticJudge:
         kernel = self._kernel(self._anchors) + _RIDGE * np.eye(len(anchors))
         inverse = np.linalg.inv(kernel)
         self._weights = inverse @ (scores - self._mean)
-        # Leave-one-out predictions of kernel ridge in closed form (Rasmussen and Williams 2006, eq. 5.12).
+        # Leave-one-out predictions in closed form (Rasmussen and Williams 2006, eq. 5.12).
         left_out = scores - self._weights / np.diag(inverse)
         self._slope, self._intercept = np.polyfit(left_out, scores, 1)
 

