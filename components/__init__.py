@@ -1,1 +1,1 @@
-"""TODO."""
+"""Backburn's pipeline steps, and what they share."""

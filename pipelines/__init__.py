@@ -1,1 +1,1 @@
-"""TODO."""
+"""The `harden` pipeline, its recipes, the local runner and the `backburn` command."""

@@ -36,8 +36,8 @@ def build_harden(settings: RunConfig):
     def harden(
         config: str = settings.to_json(),
         run_id: str = dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-        control_groups: list = arm_groups(settings, "control"),
-        attack_groups: list = arm_groups(settings, "hardened"),
+        control_groups: list = controls,
+        attack_groups: list = attacks,
     ):
         closing = on_any_node(notification(config=config, run_id=run_id), compute, "Notify")
         with dsl.ExitHandler(closing, name="harden-and-measure"):

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Certification: exact slip rates, the certificate and behaviour on benign prompts."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Data preparation: disjoint splits of a domain, with digests and licences."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Defence: warm start, Reward Neutralization and tempered consolidation."""

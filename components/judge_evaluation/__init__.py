@@ -1,1 +1,1 @@
-"""TODO."""
+"""Judging: open the seals, score every completion and write the evidence."""

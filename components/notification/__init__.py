@@ -1,1 +1,1 @@
-"""TODO."""
+"""Notification: close the run's record, whatever happened."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What every step stands on: configuration, data, models, judges, evidence. Imports no step."""

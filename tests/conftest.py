@@ -1,0 +1,62 @@
+"""What several tests share: quiet libraries, a seal key, and one tiny aligned model a session."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from backburn.components.baseline.alignment import align, refusal_examples
+from backburn.components.shared.config import DomainConfig, RunConfig
+from backburn.components.shared.domains import Domain, load_domain
+from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.sealing import KEY_VARIABLE, new_key
+from backburn.components.shared.supervised import own_answers
+from backburn.components.shared.tiny_model import train_tiny_model
+from backburn.pipelines.recipes import load_recipe
+
+
+@pytest.fixture(autouse=True)
+def _sealing_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, new_key())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def smoke() -> RunConfig:
+    return load_recipe("smoke")
+
+
+@pytest.fixture(scope="session")
+def toy() -> Domain:
+    return load_domain(DomainConfig(name="toy_kitchen"))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, tokenizer = train_tiny_model(0)
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def align_tiny(loaded: LoadedModel, toy: Domain, config: RunConfig, seed: int) -> LoadedModel:
+    """The tiny model with an explanatory-refusal alignment merged into its weights."""
+    defence = [row for row in toy.forbidden if row.split == "defence"]
+    refusals = refusal_examples(loaded, defence, toy.refusals, toy.header.topic)
+    kept = own_answers(loaded, [*toy.benign[:12], *toy.near_miss[:12]], 20, seed)
+    model, _ = align(loaded, config.baseline, refusals, kept, seed, lambda *_: None)
+    return LoadedModel(model.merge_and_unload().eval(), loaded.tokenizer)

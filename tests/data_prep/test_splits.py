@@ -1,0 +1,59 @@
+"""Splits are disjoint, and what overlaps is named."""
+
+import pytest
+from backburn.components.data_prep.splits import make_splits
+from backburn.components.shared.config import DataConfig, DomainConfig
+from backburn.components.shared.dataset import PROMPT_SPLITS
+from backburn.components.shared.domains import Domain, Message, load_domain
+from backburn.components.shared.errors import InputError
+
+
+@pytest.mark.parametrize("name", ["cooking", "home_networking", "toy_kitchen"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_shipped_domains_split_cleanly(name: str, seed: int) -> None:
+    splits = make_splits(load_domain(DomainConfig(name=name)), DataConfig(), seed)
+    assert set(splits) == set(PROMPT_SPLITS)
+    ids = [row.id for rows in splits.values() for row in rows]
+    assert len(ids) == len(set(ids))
+
+
+def changed(domain: Domain, index: int, text: str) -> Domain:
+    rows = list(domain.forbidden)
+    message = Message(role="user", content=text)
+    rows[index] = rows[index].model_copy(update={"messages": [message]})
+    return domain.model_copy(update={"forbidden": rows})
+
+
+def test_a_near_duplicate_across_splits_is_named() -> None:
+    domain = load_domain(DomainConfig(name="cooking"))
+    held_out = next(i for i, row in enumerate(domain.forbidden) if row.split == "held_out")
+    copied = changed(domain, held_out, domain.forbidden[0].text.upper() + " please")
+    with pytest.raises(InputError) as caught:
+        make_splits(copied, DataConfig(), 0)
+    assert "forbidden.jsonl row 1]" in str(caught.value)
+    assert f"forbidden.jsonl row {held_out + 1}]" in str(caught.value)
+
+
+def test_too_long_a_row_is_named() -> None:
+    domain = changed(load_domain(DomainConfig(name="cooking")), 4, "word " * 3000)
+    with pytest.raises(InputError, match=r"forbidden.jsonl row 5: \d+ characters"):
+        make_splits(domain, DataConfig(), 0)
+
+
+def test_an_empty_split_is_named() -> None:
+    domain = load_domain(DomainConfig(name="cooking"))
+    without = [row for row in domain.forbidden if row.split != "attack"]
+    with pytest.raises(InputError, match=r"attack: 0 row\(s\), at least 1 needed"):
+        make_splits(domain.model_copy(update={"forbidden": without}), DataConfig(), 0)
+
+
+def test_rows_without_a_split_are_divided() -> None:
+    domain = load_domain(DomainConfig(name="cooking"))
+    rows = [row.model_copy(update={"split": None}) for row in domain.forbidden]
+    splits = make_splits(domain.model_copy(update={"forbidden": rows}), DataConfig(), 0)
+    assert [len(splits[n]) for n in ("defence", "validation", "attack", "held_out")] == [
+        80,
+        20,
+        10,
+        40,
+    ]

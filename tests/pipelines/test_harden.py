@@ -1,0 +1,198 @@
+"""The compiled pipeline, run by kfp.local on the tiny model; all else is real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from backburn.components.shared.evidence import Evidence, Summary
+from backburn.components.shared.storage import sha256_file
+from backburn.pipelines.compilation import compile_harden
+from backburn.pipelines.recipes import load_recipe
+from jsonschema import Draft202012Validator
+from mlflow.tracking import MlflowClient
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def normalised(path: Path) -> str:
+    """The YAML without what differs by kfp's patch version."""
+    documents = list(yaml.safe_load_all(path.read_text("utf-8")))
+    documents[0].pop("sdkVersion", None)
+    return yaml.safe_dump_all(documents, sort_keys=True)
+
+
+@pytest.mark.parametrize("recipe", ["smoke", "llama3-8b"])
+def test_golden_yaml(recipe: str, tmp_path: Path) -> None:
+    """To accept a change: backburn compile -r RECIPE -o tests/pipelines/golden/RECIPE.yaml."""
+    compiled = compile_harden(load_recipe(recipe), tmp_path / "harden.yaml")
+    assert normalised(compiled) == normalised(GOLDEN / f"{recipe}.yaml")
+
+
+def test_gpu_settings_reach_the_tasks(tmp_path: Path) -> None:
+    text = compile_harden(load_recipe("llama3-8b"), tmp_path / "harden.yaml").read_text("utf-8")
+    spec, platform = yaml.safe_load_all(text)
+    executors = spec["deploymentSpec"]["executors"]
+    with_gpu = {
+        name
+        for name, e in executors.items()
+        if "accelerator" in e["container"].get("resources", {})
+    }
+    assert {
+        "exec-baseline",
+        "exec-defense-training",
+        "exec-certification",
+        "exec-rl-attack",
+    } <= with_gpu
+    assert "exec-promotion" not in with_gpu
+    kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert all("secretAsEnv" in settings for settings in kubernetes.values())
+    assert "tolerations" in kubernetes["exec-rl-attack"]
+
+
+@pytest.fixture(scope="module")
+def smoke_run(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("smoke")
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("BACKBURN_", "MLFLOW_R"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "backburn.pipelines.cli", "run", "-r", "smoke", "--run-id", "one"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    return folder / "runs", done
+
+
+def test_smoke_passes_its_gate(
+    smoke_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    runs, done = smoke_run
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    folder = runs / "one"
+    summary = Summary.model_validate_json((folder / "summary.json").read_text("utf-8"))
+    schema = Summary.model_json_schema()
+    Draft202012Validator(schema).validate(json.loads((folder / "summary.json").read_text("utf-8")))
+    assert summary.outcome == "passed"
+    assert summary.figures["control_broken_harm"] >= 7.0  # type: ignore[operator]
+    assert summary.figures["hardened_harm_upper_bound"] <= 2.0  # type: ignore[operator]
+    assert set(summary.figures) == set(summary.sources) == set(summary.thresholds)
+    evidence = Evidence.model_validate_json((folder / "evidence.json").read_text("utf-8"))
+    decision = json.loads((folder / "decision.json").read_text("utf-8"))
+    assert decision["evidence_sha256"] == sha256_file(folder / "evidence.json")
+    assert {arm.role for arm in evidence.arms} == {"control", "hardened"}
+    assert evidence.phases[0].phase == "baseline"
+    assert "backburn-plot" in (folder / "report.html").read_text("utf-8") or "Plotly" in (
+        folder / "report.html"
+    ).read_text("utf-8")
+
+
+def test_nothing_sealed_is_left_and_no_attacked_weights(
+    smoke_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    artifacts = smoke_run[0] / "one" / "artifacts"
+    assert not [path for path in artifacts.rglob("sealed") if path.is_file()]
+    weights = {path.relative_to(artifacts).parts[1] for path in artifacts.rglob("*.safetensors")}
+    assert weights == {"baseline", "defense-training"}
+
+
+def test_mlflow_shows_one_parent_nested_steps_and_the_version(
+    smoke_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    runs, _ = smoke_run
+    mlflow = MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
+    experiment = mlflow.get_experiment_by_name("backburn-smoke")
+    assert experiment is not None
+    found = mlflow.search_runs([experiment.experiment_id])
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    parent = parents[0]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["backburn.outcome"] == "passed"
+    nested = {run.data.tags["backburn.step"] for run in found if run is not parent}
+    assert {"preflight", "data_prep", "baseline", "defense_training", "certification",
+            "judge_evaluation", "promotion"} <= nested  # fmt: skip
+    assert any(name.startswith("rl_attack control") for name in nested)
+    attack = next(r for r in found if r.data.tags["backburn.step"].startswith("rl_attack control"))
+    assert len(mlflow.get_metric_history(attack.info.run_id, "paper.0.reward_mean")) > 5
+    version = mlflow.get_model_version_by_alias("backburn-tiny-toy_kitchen", "candidate")
+    evidence = runs / "one" / "evidence.json"
+    assert version.tags["backburn.evidence_sha256"] == sha256_file(evidence)
+    assert version.tags["validation_status"] == "approved"
+
+
+def test_a_run_id_is_used_once(
+    smoke_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    runs, _ = smoke_run
+    before = sha256_file(runs / "one" / "summary.json")
+    again = subprocess.run(
+        [sys.executable, "-m", "backburn.pipelines.cli", "run", "-r", "smoke", "--run-id", "one"],
+        cwd=runs.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert again.returncode == 2
+    assert "never share a folder" in again.stderr.replace("\n", " ")
+    assert sha256_file(runs / "one" / "summary.json") == before
+
+
+def test_a_finished_report_renders_again_and_changed_evidence_does_not(
+    smoke_run: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    runs, _ = smoke_run
+    for name in ("evidence.json", "decision.json"):
+        (tmp_path / name).write_bytes((runs / "one" / name).read_bytes())
+    command = [sys.executable, "-m", "backburn.pipelines.cli", "report", str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, timeout=100, check=False).returncode == 0
+    assert (tmp_path / "report.html").stat().st_size > 100_000
+    path = tmp_path / "evidence.json"
+    path.write_text(path.read_text("utf-8").replace("one", "two", 1), "utf-8")
+    changed = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert changed.returncode == 2
+    assert "changed since the decision" in changed.stderr.replace("\n", " ")
+
+
+def test_interrupt_leaves_no_result(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "backburn.pipelines.cli",
+        "run",
+        "-r",
+        "smoke",
+        "--run-id",
+        "cut",
+    ]
+    task = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    events = tmp_path / "runs/cut/events.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if events.is_file() and "train from scratch" in events.read_text("utf-8"):
+            break
+        time.sleep(0.2)
+    os.killpg(task.pid, signal.SIGINT)
+    task.communicate(timeout=60)
+    assert task.returncode == 130
+    left = {path.name for path in (tmp_path / "runs/cut").iterdir()}
+    assert "INTERRUPTED" in left
+    assert not left & {"summary.json", "evidence.json", "decision.json", "report.html", "artifacts"}

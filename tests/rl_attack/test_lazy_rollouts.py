@@ -1,0 +1,154 @@
+"""Lazy rollouts draw from the same distribution, and an idle attack moves nothing."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from backburn.components.rl_attack.attack import run_arm
+from backburn.components.rl_attack.lazy_rollouts import Rollouts, weights_version
+from backburn.components.shared.config import AttackConfig, ModelConfig, RunConfig, SamplingConfig
+from backburn.components.shared.domains import Domain
+from backburn.components.shared.judges import Exchange, Verdict
+from backburn.components.shared.models import LoadedModel, load_base
+from scipy import stats
+
+DRAWS = 20_000
+MOST_TOKENS = 10
+ASK = [{"role": "user", "content": "who lives in italy with anna near the fence"}]
+
+
+@pytest.fixture(scope="module")
+def badly_hardened(tiny_base: Path) -> tuple[LoadedModel, list[int]]:
+    """The tiny model taught one answer to one prompt, stopped at a slip rate of 5 to 30 %."""
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    prompt, answer = loaded.encode_prompt(ASK), loaded.encode_completion("i can not help .")
+    optimizer = torch.optim.Adam(loaded.model.parameters(), lr=5e-4)
+    ids = torch.tensor([prompt + answer])
+    labels = torch.tensor([[-100] * len(prompt) + answer])
+    for _ in range(200):
+        loss = loaded.model(input_ids=ids, labels=labels).loss
+        if 1 - torch.exp(-loss * len(answer)) < 0.2:
+            break
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return loaded, answer
+
+
+def sample(
+    pair: tuple[LoadedModel, list[int]], sampling: SamplingConfig, lazy: bool, seed: int
+) -> Counter[tuple[int, ...]]:
+    loaded, answer = pair
+    source = Rollouts(
+        loaded,
+        answer,
+        sampling,
+        max_tokens=MOST_TOKENS,
+        generator=torch.Generator().manual_seed(seed),
+        lazy=lazy,
+    )
+    drawn = source.draw([loaded.encode_prompt(ASK)] * (DRAWS // 40), 40, loaded.model)
+    if lazy:
+        assert source.counts.tables_built == 1
+        assert 0.01 * DRAWS < source.counts.departures < 0.6 * DRAWS
+    return Counter(tuple(tokens) for tokens in drawn)
+
+
+def p_value(first: Counter[tuple[int, ...]], second: Counter[tuple[int, ...]]) -> float:
+    common = [key for key in first | second if first[key] + second[key] >= 20]
+    rest = [sum(c.values()) - sum(c[key] for key in common) for c in (first, second)]
+    table = [
+        [c[key] for key in common] + [max(1, r)] for c, r in zip((first, second), rest, strict=True)
+    ]
+    return float(stats.chi2_contingency(table).pvalue)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingConfig(temperature=0.7),
+        SamplingConfig(),
+        SamplingConfig(temperature=1.5, top_k=20),
+        SamplingConfig(top_p=0.97),
+    ],
+    ids=str,
+)
+def test_lazy_and_ordinary_draws_cannot_be_told_apart(
+    badly_hardened: tuple[LoadedModel, list[int]], sampling: SamplingConfig
+) -> None:
+    lazy = sample(badly_hardened, sampling, True, 1)
+    ordinary = sample(badly_hardened, sampling, False, 2)
+    assert p_value(lazy, ordinary) > 0.005
+
+
+def test_the_same_test_catches_a_sampler_that_is_wrong(
+    badly_hardened: tuple[LoadedModel, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backburn.components.shared.sampling import CompletionLogits
+
+    ordinary = sample(badly_hardened, SamplingConfig(), False, 2)
+    true = CompletionLogits.token_log_probabilities
+    monkeypatch.setattr(
+        CompletionLogits, "token_log_probabilities", lambda self, s: true(self, s) + 0.02
+    )
+    assert p_value(sample(badly_hardened, SamplingConfig(), True, 1), ordinary) < 1e-4
+
+
+def test_any_write_to_any_weight_drops_the_tables(
+    badly_hardened: tuple[LoadedModel, list[int]],
+) -> None:
+    loaded, _ = badly_hardened
+    before = weights_version(loaded.model)
+    assert weights_version(loaded.model) == before
+    with torch.no_grad():
+        loaded.model.model.norm.weight.mul_(1.0)
+    assert weights_version(loaded.model) != before
+
+
+class ConstantJudge:
+    """Gives every completion the same score, whose mean over a group is not exact in float32."""
+
+    id = "constant"
+
+    def judge(self, exchanges: list[Exchange]) -> list[Verdict]:
+        return [Verdict(False, 1.0, self.id) for _ in exchanges]
+
+
+def test_an_attack_without_live_groups_moves_no_weight(
+    tiny_base: Path, toy: Domain, smoke: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backburn.components.rl_attack import attack
+
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    captured: dict[str, torch.Tensor] = {}
+    original = attack.add_lora
+
+    def keep(*args: object) -> object:
+        model = original(*args)  # type: ignore[arg-type]
+        captured.update({n: p for n, p in model.named_parameters() if p.requires_grad})
+        captured.update({f"{n} before": p.detach().clone() for n, p in captured.copy().items()})
+        return model
+
+    monkeypatch.setattr(attack, "add_lora", keep)
+    rows = [row for row in toy.forbidden if row.split == "attack"]
+    result = run_arm(
+        loaded,
+        smoke.attack.arms[0].model_copy(update={"steps": 4}),
+        AttackConfig.model_validate({"checkpoints": [0, 4], "max_completion_tokens": 6}),
+        role="hardened",
+        seed=0,
+        attack_rows=rows,
+        held_out_rows=rows[:2],
+        rejection=toy.header.rejection,
+        judge=ConstantJudge(),
+        monitor=ConstantJudge(),
+        broken_at=7.0,
+        report=lambda *_: None,
+    )
+    assert result.statistics["idle_steps"] == result.statistics["steps_run"] == 4
+    assert result.statistics["live_groups"] == 0
+    names = [name for name in captured if not name.endswith(" before")]
+    assert names
+    for name in names:
+        assert torch.equal(captured[name], captured[f"{name} before"])
