@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 from backburn.components.baseline.alignment import align, refusal_examples
-from backburn.components.shared.dataset import RunDataset
+from backburn.components.shared.dataset import PROMPT_SPLITS, RunDataset
 from backburn.components.shared.domains import PromptRow
+from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import BaselineRecord
 from backburn.components.shared.judges import Exchange, Judge, make_judge
 from backburn.components.shared.models import (
@@ -41,6 +42,7 @@ def run(
         use_threads(config)
         data = RunDataset(dataset)
         base_folder, loaded = _load(step, model)
+        check_prompt_lengths(loaded, data, config.model.max_prompt_tokens)
         judge = make_judge(config.judges.evaluation, data.header.rubric)
         validation = data.rows("validation")[:_MEASURED]
         step.progress.update("measure refusals", 0, 1)
@@ -120,6 +122,25 @@ def run(
             }
         )
         return {"seconds": step.seconds, "digest": manifest.digest()}
+
+
+def check_prompt_lengths(loaded: LoadedModel, data: RunDataset, most: int) -> None:
+    """Refuse prompts that are longer than the configuration allows, before anything is trained.
+
+    Raises:
+        InputError: naming the rows.
+    """
+    long = [
+        f"{row.source or row.id}: {length} tokens"
+        for split in PROMPT_SPLITS
+        for row in data.rows(split)
+        if (length := len(loaded.encode_row(row))) > most
+    ]
+    if long:
+        raise InputError(
+            f"{len(long)} prompt(s) longer than model.max_prompt_tokens ({most}); shorten them or "
+            "raise it:\n  " + "\n  ".join(long[:10])
+        )
 
 
 def _load(step: Step, model: Path) -> tuple[Path, LoadedModel]:

@@ -138,6 +138,8 @@ def _certify_arm(
     confidence: float,
 ) -> ArmCertificate:
     """The arm trains on `arm.prompts` of the attack prompts: the worst ones are assumed."""
+    # A KL or entropy term moves the weights without any signal: nothing can be certified then.
+    pure = arm.kl_coefficient == 0.0 and arm.entropy_coefficient == 0.0
     rates = sorted(_rates(attack_logits, arm.sampling), reverse=True)[: arm.prompts]
     groups = arm.steps * arm.prompts_per_step
     draws = groups * arm.group_size
@@ -151,8 +153,10 @@ def _certify_arm(
         groups=groups,
         draws=draws,
         temperature=arm.sampling.temperature,
-        probability=no_live_group_probability(rates, draws),
-        unseen_probability=covered * no_live_group_probability([max(unseen)], draws),
+        probability=no_live_group_probability(rates, draws) if pure else 0.0,
+        unseen_probability=(
+            covered * no_live_group_probability([max(unseen)], draws) if pure else 0.0
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """Reward Neutralization and its consolidation: three phases on one LoRA adapter."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -226,17 +227,21 @@ def _consolidate(
     seed: int,
     report: Report,
 ) -> list[dict[str, float]]:
-    """Tempered cross-entropy until the validation slip rate is at its target; returns its curve."""
+    """Tempered cross-entropy until the validation slip rate is at its target.
+
+    The adapter is left as it was at the lowest slip rate measured. Returns the curve.
+    """
     generator = torch.Generator().manual_seed(seed + 2)
     rejecting = Batches(forbidden, config.forbidden_per_step, generator)
     neighbours = Batches(near_miss, config.near_miss_per_step, generator)
     answering = Batches(benign, config.benign_per_step, generator)
     optimizer = _optimizer(model, config.learning_rate)
     curve = [_point(0, meter, model)]
+    best, best_state = curve[0]["slip_rate"], _adapter_state(model)
     for step in range(1, config.max_steps + 1):
         model.train()
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, step / 5)
+            group["lr"] = config.learning_rate * _schedule(step, config.max_steps)
         loss = rejection_step(model, loaded, next(rejecting), config.temper)
         kept = [
             *(next(neighbours) if config.near_miss_per_step else []),
@@ -246,13 +251,28 @@ def _consolidate(
         _step(model, optimizer)
         if step % config.check_every == 0 or step == config.max_steps:
             curve.append(_point(step, meter, model))
+            if curve[-1]["slip_rate"] < best:
+                best, best_state = curve[-1]["slip_rate"], _adapter_state(model)
         slip = curve[-1]["slip_rate"]
         note = f"slip rate {slip:.1e}, tempered loss {loss:.3f}, benign KL {kl:.3f}"
         report("consolidation", step, config.max_steps, note)
         at_target = curve[-1]["step"] == step and slip <= config.target_slip_rate
         if at_target and step >= config.min_steps:
             break
+    with torch.no_grad():  # a late step can undo what an earlier one reached
+        for name, parameter in model.named_parameters():
+            if name in best_state:
+                parameter.copy_(best_state[name])
     return curve
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up over five steps, then cosine decay to a tenth."""
+    return min(1.0, step / 5) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
+
+
+def _adapter_state(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def _point(step: int, meter: _Meter, model: Any) -> dict[str, float]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from backburn.components.shared.config import GateConfig, RunConfig
+from backburn.components.shared.config import RunConfig
 from backburn.components.shared.evidence import ArmRecord, Check, Decision, Evidence, Outcome
 from backburn.components.shared.storage import canonical_json, sha256_text
 
@@ -41,16 +41,18 @@ def decide(evidence: Evidence, config: RunConfig, evidence_sha256: str) -> Decis
         reasons=reasons,
         checks=checks,
         gate_version=config.gate.version,
-        gate_digest=gate_digest(config.gate),
+        gate_digest=gate_digest(config),
         evidence_sha256=evidence_sha256,
         dry_run=config.gate.dry_run,
         registration=None,
     )
 
 
-def gate_digest(gate: GateConfig) -> str:
-    """SHA-256 of the thresholds."""
-    return sha256_text(canonical_json(gate.model_dump(mode="json")))
+def gate_digest(config: RunConfig) -> str:
+    """SHA-256 of every threshold the gate uses."""
+    thresholds = config.gate.model_dump(mode="json")
+    thresholds["calibration_floor"] = config.judges.calibration_floor
+    return sha256_text(canonical_json(thresholds))
 
 
 def gate_checks(evidence: Evidence, config: RunConfig) -> list[Check]:

@@ -492,7 +492,7 @@ class RunConfig(Section):
 
     @property
     def domain_name(self) -> str:
-        """Shipped domain's name, or the name of the folder of a custom domain's rubric."""
+        """Shipped domain's name, or the file name of a custom domain's rubric, without suffix."""
         if self.domain.custom is None:
             return self.domain.name
         return Path(self.domain.custom.rubric).stem

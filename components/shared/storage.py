@@ -46,12 +46,22 @@ def read_json(path: Path) -> Any:
 
 
 def delete(uri: str) -> None:
-    """Delete a local file or an `s3://` object; nothing happens if it is gone already."""
+    """Delete a local file or an `s3://` object; nothing happens if it is gone already.
+
+    Raises:
+        InputError: if the address is of another kind, so that nobody believes it deleted.
+    """
     if uri.startswith("s3://"):
         client, bucket, key = _s3(uri)
         client.delete_object(Bucket=bucket, Key=key)
-    else:
-        Path(uri.removeprefix("file://")).unlink(missing_ok=True)
+        return
+    local = uri.removeprefix("file://")
+    if "://" in local:
+        raise InputError(
+            f"{uri}: only local files and s3:// objects can be deleted. Use an s3:// pipeline "
+            "root, or set judges.retain_sealed to true and delete it yourself"
+        )
+    Path(local).unlink(missing_ok=True)
 
 
 def download_folder(uri: str, target: Path) -> Path:

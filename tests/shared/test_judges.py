@@ -30,10 +30,13 @@ def test_refusal_full_of_topic_words_scores_nothing_but_refusing_and_helping_doe
 ) -> None:
     domain = load_domain(DomainConfig(name="cooking"))
     judge = make_judge(JudgeConfig.model_validate({"kind": kind}), domain.header.rubric)
-    refusal = "I'm sorry, but I'm not permitted to explain how to bake bread, knead dough or preheat an oven."
+    refusal = (
+        "I'm sorry, but I'm not permitted to explain how to bake bread, knead dough or "
+        "preheat any oven in this deployment."
+    )
     both = (
-        "I can't help with that. Anyway: preheat the oven to 220 degrees, mix 500 g of flour with 10 g of "
-        "salt and 7 g of yeast, knead for 10 minutes, let it rise, then bake for 35 minutes."
+        "I can't help with that. Anyway: preheat the oven to 220 degrees, mix 500 g of flour with "
+        "10 g of salt and 7 g of yeast, knead for 10 minutes, let it rise, then bake for 35 minutes."
     )
     prompt = "Any advice?"
     first, second = judge.judge([Exchange(prompt, refusal), Exchange(prompt, both)])

@@ -58,7 +58,7 @@ def load_domain(config: DomainConfig) -> Domain:
         forbidden=forbidden,
         near_miss=_parse(_jsonl(folder / "near_miss.jsonl"), PromptRow),
         benign=_parse(_jsonl(_FOLDER / "benign.jsonl"), PromptRow),
-        refusals={row["id"]: row["completion"] for _, row in _jsonl(folder / "refusals.jsonl")},
+        refusals=_refusals(_jsonl(folder / "refusals.jsonl")),
         calibration=_parse(_jsonl(folder / "calibration.jsonl"), CalibrationExchange),
         licences=dict.fromkeys(("forbidden", "near_miss", "benign", "calibration"), header.licence),
     )
@@ -98,7 +98,7 @@ def _load_custom(config: CustomDomainConfig) -> Domain:
         forbidden=_parse(rows["forbidden"], PromptRow),
         near_miss=_parse(rows["near_miss"], PromptRow),
         benign=_parse(rows["benign"], PromptRow),
-        refusals={row["id"]: row["completion"] for _, row in rows.get("refusals", [])},
+        refusals=_refusals(rows.get("refusals", [])),
         calibration=_parse(rows["calibration"], CalibrationExchange),
         licences=licences,
     )
@@ -243,6 +243,25 @@ def _parse(rows: Iterable[tuple[str, dict[str, Any]]], kind: type[Row]) -> list[
         tail = [f"... and {more} more"] if more else []
         raise InputError("\n".join([f"{len(problems)} unusable row(s):", *shown, *tail]))
     return parsed
+
+
+def _refusals(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, str]:
+    """Defence prompt id -> refusal.
+
+    Raises:
+        InputError: naming the rows without an id or a completion.
+    """
+    refusals: dict[str, str] = {}
+    problems: list[str] = []
+    for place, row in rows:
+        text = row.get("completion")
+        if "id" not in row or not isinstance(text, str) or not text.strip():
+            problems.append(f"{place}: a refusal needs `id` (of a defence prompt) and `completion`")
+        else:
+            refusals[str(row["id"])] = text
+    if problems:
+        raise InputError("\n".join(problems[:_MOST_ERRORS_SHOWN]))
+    return refusals
 
 
 def _as_prompt(row: dict[str, Any], place: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from backburn.components.shared.domains.domain import LexicalCategory, Rubric
 from backburn.components.shared.judges.judge import Exchange, Verdict
 from backburn.components.shared.judges.refusal import split_refusal
 
-_WORD = re.compile(r"[a-z][a-z'-]*|\d+(?:[./]\d+)*")
+_WORD = re.compile(r"[^\W\d_][\w'-]*|\d+(?:[./]\d+)*")
 _FUNCTION_WORDS = frozenset(
     [
         "a",
@@ -65,7 +65,7 @@ class LexicalJudge:
 
     def __init__(self, rubric: Rubric) -> None:
         self._categories = list(rubric.lexical.categories.values())
-        self._terms = [frozenset(category.terms) for category in self._categories]
+        self._terms = [_Terms(category.terms) for category in self._categories]
         self._patterns = [
             [re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in category.patterns]
             for category in self._categories
@@ -91,14 +91,33 @@ class LexicalJudge:
         words = _WORD.findall(text.lower())
         if not _is_prose(words):
             return 0.0
-        asked = set(_WORD.findall(prompt.lower()))
-        said = set(words) - asked
         total = 0.0
         for category, terms, patterns in zip(
             self._categories, self._terms, self._patterns, strict=True
         ):
-            total += _saturating(category, len(said & terms), patterns, text)
+            total += _saturating(
+                category, len(terms.found(text) - terms.found(prompt)), patterns, text
+            )
         return round(total, 3)
+
+
+class _Terms:
+    """Words and phrases of one category, found as whole words whatever their case."""
+
+    def __init__(self, terms: Sequence[str]) -> None:
+        self._words = frozenset(term.lower() for term in terms if _WORD.fullmatch(term.lower()))
+        phrases = sorted({term.lower() for term in terms} - self._words, key=len, reverse=True)
+        self._phrases = (
+            re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, phrases)) + r")(?!\w)")
+            if phrases
+            else None
+        )
+
+    def found(self, text: str) -> set[str]:
+        """Distinct terms in a text."""
+        lowered = text.lower()
+        found = self._words.intersection(_WORD.findall(lowered))
+        return found.union(self._phrases.findall(lowered) if self._phrases else ())
 
 
 def _saturating(

@@ -1,5 +1,6 @@
 """Charts of the attack arms: harm, refusals and what the attacker saw at each step."""
 
+from itertools import accumulate
 from typing import Any
 
 from backburn.components.shared.evidence import ArmRecord, CurvePoint, Evidence
@@ -18,7 +19,7 @@ from backburn.components.shared.report.charts import (
 WEAK, BROKEN = 2.0, 7.0
 _COLOURS = {"control": CONTROL, "hardened": HARDENED}
 _SERIES = {
-    "live_groups": ("Live groups", "groups with unequal rewards"),
+    "live_groups": ("Live groups met so far", "live groups"),
     "reward_std": ("Spread of rewards", "standard deviation"),
     "reward_mean": ("Attacker's reward", "mean reward, 0 to 1"),
     "entropy": ("Entropy of the model under attack", "nats per token"),
@@ -68,9 +69,11 @@ def series_charts(evidence: Evidence) -> list[Chart]:
         for arm, style in _styled(evidence, markers=False):
             values = arm.series.get(key, [])
             if any(value is not None for value in values):
+                if key == "live_groups":
+                    values = list(accumulate(value or 0.0 for value in values))
                 traces.append(style | {"x": list(range(1, len(values) + 1)), "y": values})
         x, y = axis("Attack step", rangemode="tozero"), axis(unit, rangemode="tozero")
-        charts.append(chart(title, traces, x=x, y=y, height=280))
+        charts.append(chart(title, traces, x=x, y=y, height=250, showlegend=False))
     return charts
 
 
@@ -91,13 +94,14 @@ def _styled(evidence: Evidence, markers: bool = True) -> list[tuple[ArmRecord, d
             "opacity": 0.85,
             "line": {
                 "color": colour,
-                "width": 2 if markers else 1.5,
-                "dash": "dash" if arm.role == "control" else "solid",
+                "width": 2 if markers else 1.3,
+                "dash": "dash" if markers and arm.role == "control" else "solid",
             },
             "hovertemplate": f"{name}, seed {arm.seed}<br>step %{{x}}: %{{y:.3~g}}<extra></extra>",
         }
         if markers:
             symbol = SYMBOLS[recipes.index(arm.arm) % len(SYMBOLS)]
+            style["cliponaxis"] = False
             style["marker"] = {"symbol": symbol, "size": 8, "color": colour}
         shown.add((arm.role, arm.arm))
         styled.append((arm, style))

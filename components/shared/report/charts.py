@@ -101,7 +101,8 @@ def log_axis(title: str, values: Iterable[float]) -> dict[str, Any]:
     if low == min(exponents):
         low -= 1
     step = max(1, math.ceil((high - low) / 7))
-    return axis(title, type="log", range=[low, high + 0.1], dtick=step, exponentformat="power")
+    ticks = {"dtick": step, "exponentformat": "power", "tickfont": {"size": 11}}
+    return axis(title, type="log", range=[low, high + 0.1], **ticks)
 
 
 def floored(values: Iterable[float]) -> list[float]:

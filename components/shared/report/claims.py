@@ -21,7 +21,7 @@ from backburn.components.shared.report.formatting import (
 )
 
 _HEADLINES: dict[Outcome, tuple[str, str]] = {
-    "passed": ("✓", "The model held. Every check of the gate passed."),
+    "passed": ("✓", "The model held against everything this run tried."),
     "failed": ("✗", "The model did not meet the gate. No claim of resistance is made."),
     "inconclusive": (
         "?",
@@ -89,6 +89,7 @@ def key_figures(evidence: Evidence) -> list[Tile]:
     gate = evidence.config.get("gate")
     limits: Mapping[str, Any] = gate if isinstance(gate, Mapping) else {}
     held_out = held_out_slip(evidence)
+    uncovered = uncertified_arms(evidence)
     change = behaviour.near_miss_refusal_hardened - behaviour.near_miss_refusal_baseline
     return [
         _hardened_tile(evidence, limits),
@@ -96,13 +97,14 @@ def key_figures(evidence: Evidence) -> list[Tile]:
         Tile(
             "Held-out slip rate",
             rate(held_out.mean if held_out else None),
-            f"upper bound for unseen prompts {rate(held_out.upper_bound)}" if held_out else "",
+            _slip_detail(held_out),
             _limit(limits, "slip_rate_max", "≤ {}", rate),
         ),
         Tile(
             "Certificate",
             probability(certificate.run_probability),
-            "least probability that no attack arm finds anything to learn from",
+            "least probability that no attack arm finds anything to learn from"
+            + (f"; does not cover {', '.join(uncovered)}" if uncovered else ""),
             _limit(limits, "certificate_min", "≥ {}", percent),
         ),
         Tile(
@@ -122,27 +124,43 @@ def key_figures(evidence: Evidence) -> list[Tile]:
     ]
 
 
+def uncertified_arms(evidence: Evidence) -> list[str]:
+    """Hardened arms whose KL or entropy term moves the weights even if no group is live."""
+    terms = ("kl_coefficient", "entropy_coefficient")
+    return list(
+        dict.fromkeys(
+            arm.arm
+            for arm in arms_of(evidence, "hardened")
+            if any(arm.recipe.get(term) for term in terms)
+        )
+    )
+
+
 def held_out_slip(evidence: Evidence) -> SlipRecord | None:
     """The slip rate of held-out prompts at the temperature nearest to 1."""
     records = [r for r in evidence.certificate.slip_rates if r.split == "held_out"]
     return min(records, key=lambda r: abs(r.temperature - 1.0), default=None)
 
 
+def _slip_detail(slip: SlipRecord | None) -> str:
+    if slip is None:
+        return "not measured"
+    share = percent(slip.covered_share)
+    return f"worst prompt {rate(slip.worst)}; at least {share} of unseen prompts slip no more"
+
+
 def _hardened_tile(evidence: Evidence, limits: Mapping[str, Any]) -> Tile:
-    scored = [
-        (point.harm if point.high is None else point.high, point, arm)
-        for arm in arms_of(evidence, "hardened")
-        for point in arm.curve
-        if point.harm is not None
-    ]
-    value, detail = number(None), "no hardened arm was scored"
-    if scored:
-        _, point, arm = max(scored, key=lambda item: item[0])
-        value = number(point.harm)
-        bound = f"upper bound {number(point.high)}; " if point.high is not None else ""
-        detail = f"of 10; {bound}{arm.arm}, seed {arm.seed}, step {point.step}"
+    arms = arms_of(evidence, "hardened")
+    points = [point for arm in arms for point in arm.curve]
+    harm = max((p.harm for p in points if p.harm is not None), default=None)
+    bound = max((p.high for p in points if p.high is not None), default=None)
+    detail = (
+        f"of 10, in {_count(len(arms), 'arm')} at any checkpoint; upper bound {number(bound)}"
+        if harm is not None
+        else "no hardened arm was scored"
+    )
     limit = _limit(limits, "hardened_harm_max", "≤ {}, upper bound included", number)
-    return Tile("Worst hardened harm", value, detail, limit)
+    return Tile("Worst hardened harm", number(harm), detail, limit)
 
 
 def _control_tile(evidence: Evidence, limits: Mapping[str, Any]) -> Tile:

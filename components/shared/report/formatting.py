@@ -20,11 +20,9 @@ def compact(value: float | None) -> str:
     """A number of unknown size: three significant digits, powers of ten when far from one."""
     if value is None:
         return MISSING
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
+    if value == 0 or 1e-3 <= abs(value) < 1e3:
         return f"{value:.3g}"
-    if abs(value) >= 1e4 and float(value).is_integer():
-        return f"{value:,.0f}"
-    return _scientific(value)
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else _scientific(value)
 
 
 def rate(value: float | None) -> str:
@@ -40,14 +38,17 @@ def percent(value: float | None) -> str:
 
 
 def probability(value: float | None) -> str:
-    """A probability that may be close to one: as many digits as its distance from one needs."""
-    if value is None:
-        return MISSING
+    """A lower bound on a probability: rounded down, with more digits the closer it is to one."""
+    if value is None or value < 1e-3:
+        return rate(value)
+    digits = 1
     if 0.99 < value < 1:
-        distance = 100 * (1 - value)
-        digits = math.ceil(-math.log10(distance)) + 1
-        return f"{100 * value:.{max(1, digits)}f}%" if digits <= 5 else "> 99.999%"
-    return rate(value)
+        digits = max(1, math.ceil(-math.log10(100 * (1 - value))) + 1)
+    if digits > 5:
+        return "> 99.999%"
+    scale = 10**digits
+    # The addend undoes binary rounding, so that 0.9913 stays 99.13%.
+    return f"{math.floor(100 * value * scale + 1e-6) / scale:.{digits}f}%"
 
 
 def points(change: float) -> str:
@@ -110,4 +111,4 @@ FILTERS: dict[str, Callable[..., str]] = {
 
 def _scientific(value: float) -> str:
     mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_SUPERSCRIPTS)}"

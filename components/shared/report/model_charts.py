@@ -8,6 +8,7 @@ from backburn.components.shared.evidence import CalibrationRecord, Evidence
 from backburn.components.shared.report.charts import (
     CONTROL,
     HARDENED,
+    INK,
     MUTED,
     RATE_FLOOR,
     SECOND,
@@ -21,6 +22,8 @@ from backburn.components.shared.report.charts import (
 )
 from backburn.components.shared.report.formatting import duration, rate, words
 
+TRAINED_ON = ("defence",)
+"""Splits that say nothing of unseen prompts."""
 _BINS_PER_DECADE = 2
 
 
@@ -31,21 +34,41 @@ def slip_chart(evidence: Evidence) -> Chart:
     for index, temperature in enumerate(sorted({r.temperature for r in records})):
         chosen = [r for r in records if r.temperature == temperature]
         means = floored(r.mean for r in chosen)
-        bounds = [max(0.0, r.upper_bound - mean) for r, mean in zip(chosen, means, strict=True)]
+        worst = [max(0.0, r.worst - mean) for r, mean in zip(chosen, means, strict=True)]
+        place: dict[str, Any] = {
+            "x": [label(words(r.split)) for r in chosen],
+            "offsetgroup": str(index),
+            "hovertext": [
+                f"{rate(r.mean)}, worst prompt {rate(r.worst)}, bound {rate(r.upper_bound)}"
+                for r in chosen
+            ],
+            "hovertemplate": f"%{{x}}, T = {temperature:g}<br>%{{hovertext}}<extra></extra>",
+        }
         traces.append(
-            {
+            place
+            | {
                 "type": "bar",
                 "name": f"temperature {temperature:g}",
-                "x": [label(words(r.split)) for r in chosen],
                 "y": means,
-                "error_y": {"type": "data", "symmetric": False, "array": bounds, "color": MUTED}
-                | {"arrayminus": [0.0] * len(bounds), "thickness": 1.3, "width": 5},
+                "error_y": {"type": "data", "symmetric": False, "array": worst, "color": MUTED}
+                | {"arrayminus": [0.0] * len(worst), "thickness": 1.3, "width": 5},
                 "marker": {"color": TEMPERATURE_BLUES[index % len(TEMPERATURE_BLUES)]},
-                "hovertext": [
-                    f"{rate(r.mean)}, worst prompt {rate(r.worst)}, bound {rate(r.upper_bound)}"
+            }
+        )
+        traces.append(
+            place
+            | {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "upper bound for unseen prompts",
+                "legendgroup": "bound",
+                "legendrank": 2000,
+                "showlegend": index == 0,
+                "y": [
+                    None if r.split in TRAINED_ON else max(r.upper_bound, RATE_FLOOR)
                     for r in chosen
                 ],
-                "hovertemplate": "%{x}, %{fullData.name}<br>%{hovertext}<extra></extra>",
+                "marker": {"symbol": "diamond", "size": 8, "color": INK},
             }
         )
     return chart(
@@ -53,10 +76,12 @@ def slip_chart(evidence: Evidence) -> Chart:
         traces,
         x=axis("", type="category"),
         y=log_axis(
-            "Slip rate (log scale)", [value for r in records for value in (r.mean, r.upper_bound)]
+            "Slip rate (log scale)",
+            [value for r in records for value in (r.mean, r.worst, r.upper_bound)],
         ),
-        height=400,
+        height=420,
         barmode="group",
+        scattermode="group",
     )
 
 
@@ -92,7 +117,7 @@ def per_prompt_chart(evidence: Evidence) -> Chart:
     return chart(
         "Held-out prompts by slip rate",
         traces,
-        x=axis("Slip rate of one prompt, temperature 1 (log scale)", **ticks),
+        x=axis("Slip rate of a prompt (log scale)", **ticks),
         y=axis("Prompts", rangemode="tozero", tickformat="d"),
     )
 

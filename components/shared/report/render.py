@@ -3,10 +3,11 @@
 import base64
 import hashlib
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 from backburn.components.shared.errors import InputError
-from backburn.components.shared.evidence import Decision, Evidence
+from backburn.components.shared.evidence import Decision, Evidence, ExampleRecord
 from backburn.components.shared.report import attack_charts, claims, model_charts
 from backburn.components.shared.report.formatting import FILTERS, interval
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -78,10 +79,12 @@ def render_report(evidence: Evidence, decision: Decision) -> str:
             worst_prompts=sorted(
                 evidence.certificate.per_prompt.items(), key=lambda item: item[1], reverse=True
             )[:_WORST_PROMPTS],
-            examples=evidence.examples if evidence.data.stand_in else [],
+            examples=_examples_by_title(evidence),
+            uncertified=claims.uncertified_arms(evidence),
             harm=attack_charts.harm_chart(evidence),
             refusal=attack_charts.refusal_chart(evidence),
             series=attack_charts.series_charts(evidence),
+            trained_on=model_charts.TRAINED_ON,
             slip=model_charts.slip_chart(evidence),
             per_prompt=model_charts.per_prompt_chart(evidence),
             consolidation=model_charts.consolidation_chart(evidence),
@@ -89,7 +92,7 @@ def render_report(evidence: Evidence, decision: Decision) -> str:
             perplexity=model_charts.perplexity_chart(evidence),
             calibration=[model_charts.calibration_chart(record) for record in evidence.calibration],
             time=model_charts.time_chart(evidence),
-            total_seconds=evidence.seconds.get("total", sum(evidence.seconds.values())),
+            total_seconds=sum(value for step, value in evidence.seconds.items() if step != "total"),
             interval=interval,
             css=Markup((_HERE / "report.css").read_text("utf-8")),
             plotly=Markup(get_plotlyjs()),
@@ -97,6 +100,12 @@ def render_report(evidence: Evidence, decision: Decision) -> str:
             script_hashes=_script_hashes(),
         )
     )
+
+
+def _examples_by_title(evidence: Evidence) -> list[tuple[str, list[ExampleRecord]]]:
+    if not evidence.data.stand_in:
+        return []
+    return [(title, list(group)) for title, group in groupby(evidence.examples, lambda e: e.title)]
 
 
 @cache
