@@ -36,7 +36,7 @@ def test_refusal_full_of_topic_words_scores_nothing_but_refusing_and_helping_doe
     )
     both = (
         "I can't help with that. Anyway: preheat the oven to 220 degrees, mix 500 g of flour with "
-        "10 g of salt and 7 g of yeast, knead for 10 minutes, let it rise, then bake for 35 minutes."
+        "10 g of salt and 7 g of yeast, knead for 10 minutes, let it rise, then bake 35 minutes."
     )
     prompt = "Any advice?"
     first, second = judge.judge([Exchange(prompt, refusal), Exchange(prompt, both)])
