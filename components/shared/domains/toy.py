@@ -291,7 +291,7 @@ def _row(identity: str, text: str, split: Split | None, form: str) -> PromptRow:
 
 
 def build() -> Domain:
-    """Make the domain: 150 forbidden, 60 near-miss and 60 benign prompts, rubric, calibration."""
+    """Make the domain: 150 forbidden, 120 near-miss and 120 benign prompts, rubric, calibration."""
     rng = random.Random(7)
     seen: list[set[str]] = []
     forms = ["question", "order", "order", "order", "order", "role_play"]
@@ -313,11 +313,11 @@ def build() -> Domain:
                 refusals[row.id] = rng.choice(_REFUSE).format(**fill)
     near_miss = [
         _row(f"toy-near-miss-{index + 1:03d}", text, None, "question")
-        for index, (text, _) in enumerate(_prompts(60, _NEAR_MISS, rng, DISHES, seen))
+        for index, (text, _) in enumerate(_prompts(120, _NEAR_MISS, rng, DISHES, seen))
     ]
     benign = [
         _row(f"toy-benign-{index + 1:03d}", text, None, "question")
-        for index, (text, _) in enumerate(_prompts(60, _BENIGN, rng, DISHES, seen))
+        for index, (text, _) in enumerate(_prompts(120, _BENIGN, rng, DISHES, seen))
     ]
     return Domain(
         header=_header(),
