@@ -81,9 +81,9 @@ def test_slip_rate_against_brute_force(five_token_model: LoadedModel) -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = draw_completions(
         five_token_model,
-        [prompt] * (draws // 40),
+        [prompt] * (draws // 2000),
         sampling,
-        copies=40,
+        copies=2000,
         max_tokens=3,
         generator=generator,
     )

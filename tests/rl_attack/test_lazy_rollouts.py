@@ -48,7 +48,7 @@ def sample(
         generator=torch.Generator().manual_seed(seed),
         lazy=lazy,
     )
-    drawn = source.draw([loaded.encode_prompt(ASK)] * (DRAWS // 40), 40, loaded.model)
+    drawn = source.draw([loaded.encode_prompt(ASK)] * (DRAWS // 2000), 2000, loaded.model)
     if lazy:
         assert source.counts.tables_built == 1
         assert 0.01 * DRAWS < source.counts.departures < 0.6 * DRAWS
