@@ -22,7 +22,7 @@ def test_all_problems_are_reported_with_paths_and_fixes() -> None:
     values = {
         "atack": {},
         "seed": -1,
-        "attack": {"arms": [{"name": "paper", "step": 3}], "checkpoints": [5]},
+        "attack": {"arms": [{"name": "paper", "step": 3}], "checkpoints": [5, 10]},
         "judges": {"reward": {"kind": "semantic"}},
     }
     with pytest.raises(InputError) as caught:
@@ -51,7 +51,7 @@ def test_overrides(override: str, get: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["seed", "=3", "seed.x=3", "attack.arms.9.steps=3", "attack.arms.first.steps=3"]
+    "override", ["seed", "=3", "model.id.x=3", "attack.arms.9.steps=3", "attack.arms.first.steps=3"]
 )
 def test_bad_overrides_say_so(override: str) -> None:
     with pytest.raises(InputError, match="--set"):
