@@ -116,7 +116,7 @@ class _Terms:
     def found(self, text: str) -> set[str]:
         """Distinct terms in a text."""
         lowered = text.lower()
-        found = self._words.intersection(_WORD.findall(lowered))
+        found = set(self._words.intersection(_WORD.findall(lowered)))
         return found.union(self._phrases.findall(lowered) if self._phrases else ())
 
 
