@@ -96,7 +96,7 @@ def run(
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with Watcher(folder.events, console):
-            summary = runner.run_local(config, identity, folder, on_ready=lambda: None)
+            summary = runner.run_local(config, identity, folder)
     except KeyboardInterrupt:
         runner.discard_unfinished(folder)
         _console(stderr=True).print(f"\nInterrupted; no result was written. Log: {folder.log}")

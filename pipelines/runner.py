@@ -1,14 +1,12 @@
 """Run the compiled pipeline on this machine, by kfp.local: the YAML a cluster gets."""
 
 import contextlib
-import json
 import logging
 import os
 import secrets
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,16 +80,13 @@ def make_run_folder(runs: Path, run_id: str, config: RunConfig) -> RunFolder:
     return folder
 
 
-def run_local(
-    config: RunConfig, run_id: str, folder: RunFolder, on_ready: Callable[[], None]
-) -> Summary:
+def run_local(config: RunConfig, run_id: str, folder: RunFolder) -> Summary:
     """Compile and run the pipeline; results are copied into the run's folder at the end.
 
     Args:
         config: Validated configuration.
         run_id: Id of the run.
         folder: Made by `make_run_folder`.
-        on_ready: Called when the pipeline starts.
 
     Returns:
         The summary, as written.
@@ -112,7 +107,6 @@ def run_local(
             pipeline_root=str(folder.artifacts),
             raise_on_error=True,
         )
-        on_ready()
         try:
             load_component_from_file(str(folder.pipeline))(config=config.to_json(), run_id=run_id)
         except RuntimeError as error:
@@ -212,20 +206,3 @@ def discard_unfinished(folder: RunFolder) -> None:
     (folder.root / "INTERRUPTED").write_text(
         "This run was interrupted; it has no result.\n", encoding="utf-8"
     )
-
-
-def last_lines(path: Path, count: int) -> list[str]:
-    """Last lines of a text file, none if it does not exist."""
-    if not path.is_file():
-        return []
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
-
-
-def read_summary(path: Path) -> Summary:
-    """Read a run's summary."""
-    return Summary.model_validate(json.loads(path.read_text(encoding="utf-8")))
-
-
-def is_terminal() -> bool:
-    """Whether a person is watching."""
-    return sys.stderr.isatty()
