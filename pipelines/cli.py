@@ -78,6 +78,10 @@ def run(
 
     make_splits(load_domain(config.domain), config.data, config.seed)
 
+    from backburn.components.shared.tracking import check_server
+
+    check_server(config)
+
     from backburn.pipelines import runner
     from backburn.pipelines.console import Watcher, print_summary
 

@@ -53,7 +53,7 @@ class ModelConfig(Section):
         None, description="Commit of a hub model; recorded in the evidence."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the hardware computes in it, float32 elsewhere."
+        "auto", description="auto: bfloat16 on a GPU, float32 on a CPU."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
     max_prompt_tokens: PositiveInt = Field(

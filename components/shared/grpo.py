@@ -21,7 +21,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
 from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.sampling import pad_left, positions
+from backburn.components.shared.sampling import positions, read_sequences
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -193,11 +193,11 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             return result
         logps, entropies = shared_prefix_log_probabilities(
             model,
+            self._loaded,
             input_ids,
             attention_mask,
             logits_to_keep,
             self.temperature,
-            pad=self._loaded.pad_id,
             entropy_gradient=bool(getattr(self.args, "entropy_coef", 0.0)),
         )
         mask = attention_mask[:, -logits_to_keep:]
@@ -207,23 +207,23 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
 
 def shared_prefix_log_probabilities(
     model: Any,
+    loaded: LoadedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     completion_tokens: int,
     temperature: float,
     *,
-    pad: int,
     entropy_gradient: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of completions, each distinct prompt read once.
 
     Args:
         model: A causal language model; gradients flow through the shared prompt.
+        loaded: Its tokenizer and device.
         input_ids: Left-padded prompts followed by right-padded completions; shape (rows, tokens).
         attention_mask: Same shape.
         completion_tokens: Width of the completion part, T.
         temperature: Divides the logits.
-        pad: Padding token.
         entropy_gradient: Whether the entropies need a gradient.
 
     Returns:
@@ -238,15 +238,7 @@ def shared_prefix_log_probabilities(
     distinct = list(dict.fromkeys(keys))
     place = {key: index for index, key in enumerate(distinct)}
     rows = torch.tensor([place[key] for key in keys], device=input_ids.device)
-    ids, mask = pad_left(distinct, pad)
-    ids, mask = ids.to(input_ids.device), mask.to(input_ids.device)
-    read = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions(mask),
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    read, mask = read_sequences(model, loaded, distinct, kept=[1] * len(distinct), use_cache=True)
     first = read.logits[rows]
     cache = read.past_key_values
     if completion_tokens > 1:

@@ -15,6 +15,7 @@ from backburn.components.shared.models import LoadedModel
 
 _MOST_ROWS_AT_ONCE = 48
 _COMPACT_BELOW = 0.75
+_LEAST_SHARED = 8
 
 
 def log_distribution(
@@ -117,16 +118,12 @@ def _draw_batch(
     copies: int,
 ) -> list[list[int]]:
     device = loaded.device
-    ids, mask = pad_left(
-        [prompt + start for prompt, start in zip(prompts, starts, strict=True)], loaded.pad_id
-    )
-    ids, mask = ids.to(device), mask.to(device)
-    output = network(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions(mask),
+    output, mask = read_sequences(
+        network,
+        loaded,
+        [prompt + start for prompt, start in zip(prompts, starts, strict=True)],
+        kept=[1] * len(prompts),
         use_cache=True,
-        logits_to_keep=1,
     )
     cache, logits = output.past_key_values, output.logits[:, -1]
     if copies > 1:
@@ -193,6 +190,62 @@ def invert_cumulative(weights: torch.Tensor, generator: torch.Generator) -> torc
     return drawn.clamp(max=weights.shape[-1] - 1)
 
 
+def read_sequences(
+    network: Any,
+    loaded: LoadedModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    kept: Sequence[int],
+    use_cache: bool = False,
+) -> tuple[Any, torch.Tensor]:
+    """Forward pass over sequences, what they all begin with (a system prompt) read only once.
+
+    Args:
+        network: A causal language model; gradients flow through the shared beginning too.
+        loaded: Its tokenizer and device.
+        sequences: Token ids.
+        kept: Logits wanted of each sequence, counted from its end.
+        use_cache: Whether the keys and values are wanted.
+
+    Returns:
+        The model's output, logits of shape (sequences, max(kept), vocabulary), and the attention
+        mask of everything read, of shape (sequences, tokens).
+    """
+    unshared = zip(sequences, kept, strict=True)
+    shared = shared_beginning(sequences, most=min(len(s) - k for s, k in unshared))
+    ids, mask = pad_left([sequence[shared:] for sequence in sequences], loaded.pad_id)
+    ids, mask = ids.to(loaded.device), mask.to(loaded.device)
+    cache = None
+    if shared:
+        first = torch.tensor([list(sequences[0][:shared])], device=loaded.device)
+        cache = network(input_ids=first, use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(sequences))
+        mask = torch.cat([mask.new_ones(len(sequences), shared), mask], dim=1)
+    width = ids.shape[1]
+    output = network(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask)[:, shared:],
+        past_key_values=cache,
+        use_cache=use_cache or shared > 0,
+        # As positions, not as a number: a slice is not contiguous, and a head on it runs as a
+        # batched product that copies the vocabulary's matrix for each row.
+        logits_to_keep=torch.arange(width - max(kept), width, device=loaded.device),
+    )
+    return output, mask
+
+
+def shared_beginning(sequences: Sequence[Sequence[int]], most: int) -> int:
+    """Tokens that all sequences begin with, at most `most`; 0 where sharing would not pay."""
+    if len(sequences) < 2:
+        return 0
+    lowest, highest = min(map(tuple, sequences)), max(map(tuple, sequences))
+    length = 0
+    while length < most and lowest[length] == highest[length]:
+        length += 1
+    return length if length >= _LEAST_SHARED else 0
+
+
 def pad_left(sequences: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, both of shape (sequences, longest)."""
     width = max(len(sequence) for sequence in sequences)
@@ -250,23 +303,18 @@ def completion_logits(
     try:
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
-            ids, mask = pad_left([[*prompts[i], *completions[i]] for i in chosen], loaded.pad_id)
-            keep = max(len(completions[i]) for i in chosen) + 1
-            logits = (
-                network(
-                    input_ids=ids.to(loaded.device),
-                    attention_mask=mask.to(loaded.device),
-                    position_ids=positions(mask).to(loaded.device),
-                    use_cache=False,
-                    logits_to_keep=keep,
-                )
-                .logits.float()
-                .cpu()
+            # The last token of a completion is predicted, never read.
+            output, _ = read_sequences(
+                network,
+                loaded,
+                [[*prompts[i], *completions[i][:-1]] for i in chosen],
+                kept=[len(completions[i]) for i in chosen],
             )
+            logits = output.logits.float().cpu()
             for row, index in enumerate(chosen):
                 length = len(completions[index])
                 results[index] = CompletionLogits(
-                    logits[row, -length - 1 : -1], torch.tensor(list(completions[index]))
+                    logits[row, -length:], torch.tensor(list(completions[index]))
                 )
     finally:
         network.train(was_training)

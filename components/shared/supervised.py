@@ -8,7 +8,7 @@ import torch
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.sampling import draw_completions, pad_left, positions
+from backburn.components.shared.sampling import draw_completions, pad_left, read_sequences
 
 ANSWER_SAMPLING = SamplingConfig(temperature=0.7)
 """How benign answers are drawn: a little cooler than the attack, as a deployed model would be."""
@@ -133,17 +133,12 @@ def _completion_logits(
     model: Any, loaded: LoadedModel, batch: Sequence[Example]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels of all completion tokens of a batch: (tokens, vocabulary) and (tokens,)."""
-    ids, mask = pad_left([[*e.prompt, *e.completion] for e in batch], loaded.pad_id)
-    ids, mask = ids.to(loaded.device), mask.to(loaded.device)
-    longest = max(len(e.completion) for e in batch)
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions(mask),
-        use_cache=False,
-        logits_to_keep=longest + 1,
-    ).logits[:, :-1]
-    lengths = torch.tensor([len(e.completion) for e in batch], device=ids.device)
-    place = torch.arange(longest, device=ids.device)
-    inside = place[None, :] >= longest - lengths[:, None]
-    return logits[inside].float(), ids[:, -longest:][inside]
+    output, _ = read_sequences(
+        model,
+        loaded,
+        [[*e.prompt, *e.completion[:-1]] for e in batch],
+        kept=[len(e.completion) for e in batch],
+    )
+    labels, inside = pad_left([e.completion for e in batch], loaded.pad_id)
+    chosen = inside.bool().to(loaded.device)
+    return output.logits[chosen].float(), labels.to(loaded.device)[chosen]

@@ -23,6 +23,7 @@ RUN_TAG = "backburn.run_id"
 STEP_TAG = "backburn.step"
 URI_VARIABLE = "BACKBURN_TRACKING_URI"
 _PARENT_TAG = "mlflow.parentRunId"
+_PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 _MOST_METRICS = 900
 _MOST_PARAMETERS = 90
 _MOST_PARAMETER_CHARACTERS = 500
@@ -48,6 +49,35 @@ def tracking_uri(config: RunConfig) -> str:
 def client(config: RunConfig) -> MlflowClient:
     """MLflow client of the run."""
     return MlflowClient(tracking_uri=tracking_uri(config))
+
+
+def check_server(config: RunConfig) -> None:
+    """Ask a remote tracking server for one experiment, without the client's long retries.
+
+    A store that is not a server (SQLite, a folder) is made on first use and needs no check.
+
+    Raises:
+        InputError: if no server answers, or it refuses the credentials.
+    """
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not uri.startswith(("http://", "https://")):
+        return
+    before = {name: os.environ.get(name) for name in _PROBE}
+    os.environ.update(_PROBE)
+    try:
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except MlflowException as error:
+        raise InputError(
+            f"tracking.uri: no usable MLflow server at {uri}: {error}. Start it, correct "
+            "tracking.uri or MLFLOW_TRACKING_URI, or set the credentials it wants "
+            "(MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD)"
+        ) from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def open_parent(config: RunConfig, run_id: str, artifact_root: Path | None = None) -> str:

@@ -38,6 +38,7 @@ def pickled_model(folder: Path) -> str:
         (["-r", "laptop", "--set", "model.id=./absent"], "no folder"),
         (["-r", "smoke", "--set", "domain.name=cooking"], "only reads the toy grammar"),
         (["-r", "laptop", "--set", "data.near_duplicate_threshold=0.2"], "nearly the same prompt"),
+        (["-r", "smoke", "--set", "tracking.uri=http://127.0.0.1:9"], "no usable MLflow server"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str, tmp_path: Path) -> None:

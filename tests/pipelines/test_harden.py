@@ -93,9 +93,8 @@ def test_smoke_passes_its_gate(
     assert decision["evidence_sha256"] == sha256_file(folder / "evidence.json")
     assert {arm.role for arm in evidence.arms} == {"control", "hardened"}
     assert evidence.phases[0].phase == "baseline"
-    assert "backburn-plot" in (folder / "report.html").read_text("utf-8") or "Plotly" in (
-        folder / "report.html"
-    ).read_text("utf-8")
+    report = (folder / "report.html").read_text("utf-8")
+    assert report.count("data-chart=") >= 5
 
 
 def test_nothing_sealed_is_left_and_no_attacked_weights(
