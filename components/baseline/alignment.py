@@ -7,7 +7,14 @@ import torch
 from backburn.components.shared.config import BaselineConfig
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.models import LoadedModel, add_lora
-from backburn.components.shared.supervised import Batches, Example, benign_step, rejection_step
+from backburn.components.shared.supervised import (
+    Batches,
+    Example,
+    References,
+    adapter_optimizer,
+    benign_step,
+    rejection_step,
+)
 
 _GENERIC_REFUSALS = (
     "I'm sorry, but I'm not able to help with questions about {topic} in this deployment. I'd be "
@@ -64,7 +71,8 @@ def align(
     refusing = Batches(forbidden, config.forbidden_per_step, generator)
     answering = Batches(benign, config.benign_per_step, generator)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
+    optimizer = adapter_optimizer(model, config.learning_rate)
+    references = References(model, loaded)
     warm_up = max(1, config.steps // 10)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -74,7 +82,7 @@ def align(
     model.train()
     for step in range(config.steps):
         refusal = rejection_step(model, loaded, next(refusing))
-        kept = benign_step(model, loaded, next(answering))
+        kept = benign_step(model, loaded, next(answering), references)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         scheduler.step()

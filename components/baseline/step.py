@@ -19,7 +19,7 @@ from backburn.components.shared.models import (
 from backburn.components.shared.sampling import draw_completions
 from backburn.components.shared.step import Step, open_step, use_threads
 from backburn.components.shared.storage import write_json
-from backburn.components.shared.supervised import own_answers
+from backburn.components.shared.supervised import KEPT_TOKENS, own_answers
 from backburn.components.shared.tiny_model import train_tiny_model
 
 _MEASURED = 20
@@ -73,7 +73,7 @@ def run(
             kept = own_answers(
                 loaded,
                 _spread(rows, needed),
-                min(config.attack.max_completion_tokens, 32),
+                min(config.attack.max_completion_tokens, KEPT_TOKENS),
                 config.seed,
             )
             trained, history = align(

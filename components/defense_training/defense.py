@@ -22,8 +22,11 @@ from backburn.components.shared.judges import Judge
 from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.sampling import completion_logits, slip_rate
 from backburn.components.shared.supervised import (
+    KEPT_TOKENS,
     Batches,
     Example,
+    References,
+    adapter_optimizer,
     benign_step,
     own_answers,
     rejection_step,
@@ -138,17 +141,27 @@ def defend(
     rejection = tuple(loaded.encode_completion(data.rejection))
     kept_rows = [*data.near_miss, *data.benign]
     report("answers to keep", 0, len(kept_rows), "")
-    answers = own_answers(loaded, kept_rows, min(max_tokens, 32), seed)
+    answers = own_answers(loaded, kept_rows, min(max_tokens, KEPT_TOKENS), seed)
     near_miss, benign = answers[: len(data.near_miss)], answers[len(data.near_miss) :]
     forbidden = [Example(tuple(loaded.encode_row(row)), rejection) for row in data.defence]
     model = add_lora(loaded, config.lora, seed)
+    references = References(model, loaded)
     meter = _Meter(loaded, data, benign)
     result = DefenseResult(model)
     result.phases.append(meter.record(model, "baseline", True, 0, 0.0))
 
     start = time.perf_counter()
     if config.warm_start.enabled:
-        _warm_start(model, loaded, config.warm_start, forbidden, benign, near_miss, seed, report)
+        _warm_start(
+            model,
+            loaded,
+            config.warm_start,
+            forbidden,
+            [*near_miss, *benign],
+            references,
+            seed,
+            report,
+        )
     steps = config.warm_start.steps if config.warm_start.enabled else 0
     seconds = time.perf_counter() - start
     result.phases.append(
@@ -183,7 +196,16 @@ def defend(
     steps = 0
     if config.consolidation.enabled:
         result.consolidation_curve = _consolidate(
-            model, loaded, config.consolidation, forbidden, near_miss, benign, meter, seed, report
+            model,
+            loaded,
+            config.consolidation,
+            forbidden,
+            near_miss,
+            benign,
+            references,
+            meter,
+            seed,
+            report,
         )
         steps = int(result.consolidation_curve[-1]["step"])
     seconds = time.perf_counter() - start
@@ -199,19 +221,19 @@ def _warm_start(
     loaded: LoadedModel,
     config: WarmStartConfig,
     forbidden: Sequence[Example],
-    benign: Sequence[Example],
-    near_miss: Sequence[Example],
+    kept: Sequence[Example],
+    references: References,
     seed: int,
     report: Report,
 ) -> None:
     generator = torch.Generator().manual_seed(seed + 1)
     rejecting = Batches(forbidden, config.forbidden_per_step, generator)
-    answering = Batches([*benign, *near_miss], config.benign_per_step, generator)
-    optimizer = _optimizer(model, config.learning_rate)
+    answering = Batches(kept, config.benign_per_step, generator)
+    optimizer = adapter_optimizer(model, config.learning_rate)
     model.train()
     for step in range(config.steps):
         loss = rejection_step(model, loaded, next(rejecting))
-        benign_step(model, loaded, next(answering))
+        benign_step(model, loaded, next(answering), references)
         _step(model, optimizer)
         report("warm start", step + 1, config.steps, f"rejection loss {loss:.2f}")
 
@@ -223,6 +245,7 @@ def _consolidate(
     forbidden: Sequence[Example],
     near_miss: Sequence[Example],
     benign: Sequence[Example],
+    references: References,
     meter: _Meter,
     seed: int,
     report: Report,
@@ -235,7 +258,7 @@ def _consolidate(
     rejecting = Batches(forbidden, config.forbidden_per_step, generator)
     neighbours = Batches(near_miss, config.near_miss_per_step, generator)
     answering = Batches(benign, config.benign_per_step, generator)
-    optimizer = _optimizer(model, config.learning_rate)
+    optimizer = adapter_optimizer(model, config.learning_rate)
     curve = [_point(0, meter, model)]
     best, best_state = curve[0]["slip_rate"], _adapter_state(model)
     for step in range(1, config.max_steps + 1):
@@ -247,7 +270,7 @@ def _consolidate(
             *(next(neighbours) if config.near_miss_per_step else []),
             *(next(answering) if config.benign_per_step else []),
         ]
-        kl = benign_step(model, loaded, kept, config.benign_weight)
+        kl = benign_step(model, loaded, kept, references, config.benign_weight)
         _step(model, optimizer)
         if step % config.check_every == 0 or step == config.max_steps:
             curve.append(_point(step, meter, model))
@@ -283,11 +306,6 @@ def _point(step: int, meter: _Meter, model: Any) -> dict[str, float]:
         "worst_slip_rate": max(slips),
         "near_miss_rejection": meter.near_miss_rejection(model),
     }
-
-
-def _optimizer(model: Any, learning_rate: float) -> torch.optim.AdamW:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
 
 
 def _step(model: Any, optimizer: torch.optim.Optimizer) -> None:

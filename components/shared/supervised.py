@@ -13,6 +13,9 @@ from backburn.components.shared.sampling import draw_completions, pad_left, read
 ANSWER_SAMPLING = SamplingConfig(temperature=0.7)
 """How benign answers are drawn: a little cooler than the attack, as a deployed model would be."""
 
+KEPT_TOKENS = 32
+"""Length of the benign answers trained on. With 12, a model drifts in the tokens after them."""
+
 _MOST_PADDING = 1.25
 _MOST_TOKENS = 4096
 
@@ -76,8 +79,38 @@ def rejection_step(
     return _backward(loss, batch)
 
 
+class References:
+    """What the model without its adapter says of benign answers; computed once an example.
+
+    Keeps `tokens * vocabulary` float32 values an example in main memory.
+    """
+
+    def __init__(self, model: Any, loaded: LoadedModel) -> None:
+        self._model = model
+        self._loaded = loaded
+        self._known: dict[Example, torch.Tensor] = {}
+
+    def log_probabilities(self, batch: Sequence[Example]) -> torch.Tensor:
+        """Log-probabilities at the answers' tokens; shape (tokens of the batch, vocabulary)."""
+        fresh = [example for example in dict.fromkeys(batch) if example not in self._known]
+        if fresh:
+            was_training = self._model.training
+            self._model.eval()
+            with torch.no_grad(), self._model.disable_adapter():
+                logits, _ = _completion_logits(self._model, self._loaded, fresh)
+            self._model.train(was_training)
+            lengths = [len(example.completion) for example in fresh]
+            parts = logits.log_softmax(-1).cpu().split(lengths)
+            self._known.update(zip(fresh, parts, strict=True))
+        return torch.cat([self._known[example] for example in batch]).to(self._loaded.device)
+
+
 def benign_step(
-    model: Any, loaded: LoadedModel, batch: Sequence[Example], weight: float = 1.0
+    model: Any,
+    loaded: LoadedModel,
+    batch: Sequence[Example],
+    references: References,
+    weight: float = 1.0,
 ) -> float:
     """Add the gradient of weight * KL(reference || model) per token on the reference's answers.
 
@@ -85,20 +118,21 @@ def benign_step(
     """
 
     def loss(chunk: list[Example]) -> torch.Tensor:
-        with torch.no_grad(), model.disable_adapter():
-            was_training = model.training
-            model.eval()
-            reference, _ = _completion_logits(model, loaded, chunk)
-            model.train(was_training)
         logits, _ = _completion_logits(model, loaded, chunk)
         return weight * torch.nn.functional.kl_div(
             logits.log_softmax(-1),
-            reference.log_softmax(-1),
+            references.log_probabilities(chunk),
             log_target=True,
             reduction="batchmean",
         )
 
     return _backward(loss, batch) / weight if weight > 0 and batch else 0.0
+
+
+def adapter_optimizer(model: Any, learning_rate: float) -> torch.optim.AdamW:
+    """AdamW on what is trained."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
 
 
 def _backward(loss: Callable[[list[Example]], torch.Tensor], batch: Sequence[Example]) -> float:
