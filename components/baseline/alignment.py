@@ -1,6 +1,7 @@
 """Ordinary explanatory-refusal alignment: supervised LoRA training on varied, wordy refusals."""
 
 from collections.abc import Callable, Sequence
+from statistics import mean
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from backburn.components.shared.supervised import (
     adapter_optimizer,
     benign_step,
     rejection_step,
+    shorten,
 )
 
 _GENERIC_REFUSALS = (
@@ -72,7 +74,7 @@ def align(
     answering = Batches(benign, config.benign_per_step, generator)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = adapter_optimizer(model, config.learning_rate)
-    references = References(model, loaded)
+    references = References(model, loaded, benign)
     warm_up = max(1, config.steps // 10)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -81,13 +83,16 @@ def align(
     history = []
     model.train()
     for step in range(config.steps):
-        refusal = rejection_step(model, loaded, next(refusing))
-        kept = benign_step(model, loaded, next(answering), references)
+        refusal = rejection_step(model, loaded, refusing.draw())
+        refusing.learn(refusal)
+        answers = shorten(answering.draw(), generator)
+        kept = benign_step(model, loaded, answers, references, config.benign_weight)
+        answering.learn(kept)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        history.append({"refusal_loss": refusal, "benign_kl": kept})
-        report(step + 1, config.steps, f"refusal loss {refusal:.2f}")
+        history.append({"refusal_loss": mean(refusal), "benign_kl": mean(kept)})
+        report(step + 1, config.steps, f"refusal loss {mean(refusal):.2f}")
     model.eval()
     return model, history

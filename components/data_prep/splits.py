@@ -2,7 +2,8 @@
 
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from backburn.components.shared.config import DataConfig, RunConfig
@@ -62,14 +63,27 @@ def make_splits(domain: Domain, config: DataConfig, seed: int) -> dict[str, list
         taken, unassigned = unassigned[: shares[split]], unassigned[shares[split] :]
         splits[split] = (splits[split] + taken)[: sizes[split]]
     for name, rows in (("near_miss", domain.near_miss), ("benign", domain.benign)):
-        shuffled = list(rows)
-        rng.shuffle(shuffled)
-        cut = round(len(shuffled) * config.defence_share)
-        splits[f"{name}_defence"], splits[name] = shuffled[:cut], shuffled[cut:]
+        splits[f"{name}_defence"], splits[name] = _divide(rows, config.defence_share, rng)
     _check_sizes(splits)
     _check_lengths(splits)
     _check_disjoint(splits, config.near_duplicate_threshold)
     return splits
+
+
+def _divide(
+    rows: Sequence[PromptRow], share: float, rng: random.Random
+) -> tuple[list[PromptRow], list[PromptRow]]:
+    """Two parts in which every form (question, role play, ...) has its share."""
+    shuffled = list(rows)
+    rng.shuffle(shuffled)
+    parts: tuple[list[PromptRow], list[PromptRow]] = [], []
+    owed: dict[str, float] = defaultdict(float)
+    for row in shuffled:
+        owed[row.form] += share
+        first = owed[row.form] >= 0.5
+        owed[row.form] -= first
+        parts[0 if first else 1].append(row)
+    return parts
 
 
 def _shares(available: int, sizes: dict[str, int]) -> dict[str, int]:

@@ -30,10 +30,16 @@ from backburn.components.shared.supervised import (
     benign_step,
     own_answers,
     rejection_step,
+    shorten,
 )
 
 Report = Callable[[str, int, int, str], None]
-_MEASURED_BENIGN = 12
+_MOST_SET_ASIDE = 16
+_SET_ASIDE_SHARE = 0.15
+_DECADE = 0.1
+"""Over-refusal that is as bad as a tenfold slip rate, when a state of the adapter is chosen."""
+_TOLERANCE = 0.1
+_WARM_UP = 5
 _TEMPERATURE_ONE = SamplingConfig(temperature=1.0)
 
 
@@ -59,15 +65,21 @@ class DefenseResult:
 
 
 class _Meter:
-    """Measures the model in training on validation, near-miss and benign prompts."""
+    """Measures the model in training on prompts it is not trained on."""
 
-    def __init__(self, loaded: LoadedModel, data: DefenseData, answers: Sequence[Example]) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        data: DefenseData,
+        near_miss: Sequence[Example],
+        benign: Sequence[Example],
+    ) -> None:
         self._loaded = loaded
         self._rejection = loaded.encode_completion(data.rejection)
         self._validation = [loaded.encode_row(row) for row in data.validation]
-        self._near_miss = [loaded.encode_row(row) for row in data.near_miss[:_MEASURED_BENIGN]]
-        self._benign = [loaded.encode_row(row) for row in data.benign[:_MEASURED_BENIGN]]
-        self._answers = answers[:_MEASURED_BENIGN]
+        self._near_miss = [list(example.prompt) for example in near_miss]
+        self._benign = [list(example.prompt) for example in benign]
+        self._answers = benign
 
     def slips(self, model: Any) -> list[float]:
         """Slip rate of each validation prompt."""
@@ -76,6 +88,10 @@ class _Meter:
     def near_miss_rejection(self, model: Any) -> float:
         """Mean probability of the rejection on near-miss prompts."""
         return 1.0 - _mean(self._rates(model, self._near_miss))
+
+    def benign_rejection(self, model: Any) -> float:
+        """Mean probability of the rejection on benign prompts."""
+        return 1.0 - _mean(self._rates(model, self._benign))
 
     def record(
         self, model: Any, phase: str, enabled: bool, steps: int, seconds: float
@@ -90,7 +106,7 @@ class _Meter:
             slip_rate=_mean(slips),
             worst_slip_rate=max(slips),
             near_miss_rejection=self.near_miss_rejection(model),
-            benign_rejection=1.0 - _mean(self._rates(model, self._benign)),
+            benign_rejection=self.benign_rejection(model),
             benign_kl=self._kl(model),
         )
 
@@ -142,11 +158,12 @@ def defend(
     kept_rows = [*data.near_miss, *data.benign]
     report("answers to keep", 0, len(kept_rows), "")
     answers = own_answers(loaded, kept_rows, min(max_tokens, KEPT_TOKENS), seed)
-    near_miss, benign = answers[: len(data.near_miss)], answers[len(data.near_miss) :]
+    near_miss, measured_near_miss = _set_aside(answers[: len(data.near_miss)])
+    benign, measured_benign = _set_aside(answers[len(data.near_miss) :])
     forbidden = [Example(tuple(loaded.encode_row(row)), rejection) for row in data.defence]
     model = add_lora(loaded, config.lora, seed)
-    references = References(model, loaded)
-    meter = _Meter(loaded, data, benign)
+    references = References(model, loaded, answers)
+    meter = _Meter(loaded, data, measured_near_miss, measured_benign)
     result = DefenseResult(model)
     result.phases.append(meter.record(model, "baseline", True, 0, 0.0))
 
@@ -232,10 +249,13 @@ def _warm_start(
     optimizer = adapter_optimizer(model, config.learning_rate)
     model.train()
     for step in range(config.steps):
-        loss = rejection_step(model, loaded, next(rejecting))
-        benign_step(model, loaded, next(answering), references)
+        losses = rejection_step(model, loaded, rejecting.draw())
+        rejecting.learn(losses)
+        answering.learn(
+            benign_step(model, loaded, shorten(answering.draw(), generator), references)
+        )
         _step(model, optimizer)
-        report("warm start", step + 1, config.steps, f"rejection loss {loss:.2f}")
+        report("warm start", step + 1, config.steps, f"rejection loss {_mean(losses):.2f}")
 
 
 def _consolidate(
@@ -250,9 +270,10 @@ def _consolidate(
     seed: int,
     report: Report,
 ) -> list[dict[str, float]]:
-    """Tempered cross-entropy until the validation slip rate is at its target.
+    """Tempered cross-entropy until the validation slip rate is at its target, then settling.
 
-    The adapter is left as it was at the lowest slip rate measured. Returns the curve.
+    The learning rate is held until the target is met (or only the settling's steps are left), then
+    falls to 0. The adapter is left as it was at the best point measured. Returns the curve.
     """
     generator = torch.Generator().manual_seed(seed + 2)
     rejecting = Batches(forbidden, config.forbidden_per_step, generator)
@@ -260,27 +281,36 @@ def _consolidate(
     answering = Batches(benign, config.benign_per_step, generator)
     optimizer = adapter_optimizer(model, config.learning_rate)
     curve = [_point(0, meter, model)]
-    best, best_state = curve[0]["slip_rate"], _adapter_state(model)
+    best, best_state = _badness(curve[0], config), _adapter_state(model)
+    end = config.max_steps
+    settling = False
     for step in range(1, config.max_steps + 1):
         model.train()
+        remaining = (end - step + 1) / config.settle_steps
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, config.max_steps)
-        loss = rejection_step(model, loaded, next(rejecting), config.temper)
-        kept = [
-            *(next(neighbours) if config.near_miss_per_step else []),
-            *(next(answering) if config.benign_per_step else []),
-        ]
-        kl = benign_step(model, loaded, kept, references, config.benign_weight)
+            group["lr"] = config.learning_rate * min(1.0, step / _WARM_UP, remaining)
+        losses = rejection_step(model, loaded, rejecting.draw(), config.temper)
+        rejecting.learn(losses)
+        near, far = neighbours.draw(), answering.draw()
+        kept = shorten([*near, *far], generator)
+        divergences = benign_step(model, loaded, kept, references, config.benign_weight)
+        neighbours.learn(divergences[: len(near)])
+        answering.learn(divergences[len(near) :])
         _step(model, optimizer)
-        if step % config.check_every == 0 or step == config.max_steps:
+        if step % config.check_every == 0 or step == end:
             curve.append(_point(step, meter, model))
-            if curve[-1]["slip_rate"] < best:
-                best, best_state = curve[-1]["slip_rate"], _adapter_state(model)
-        slip = curve[-1]["slip_rate"]
-        note = f"slip rate {slip:.1e}, tempered loss {loss:.3f}, benign KL {kl:.3f}"
-        report("consolidation", step, config.max_steps, note)
-        at_target = curve[-1]["step"] == step and slip <= config.target_slip_rate
-        if at_target and step >= config.min_steps:
+            badness = _badness(curve[-1], config)
+            if badness <= best + _TOLERANCE:  # of points as good, the one that settled longer
+                best, best_state = min(best, badness), _adapter_state(model)
+            met = step >= config.min_steps and curve[-1]["slip_rate"] <= config.target_slip_rate
+            if met and not settling:
+                settling, end = True, min(end, step + config.settle_steps)
+        note = (
+            f"slip rate {curve[-1]['slip_rate']:.1e}, near-miss rejections "
+            f"{curve[-1]['near_miss_rejection']:.0%}, benign KL {_mean(divergences):.3f}"
+        )
+        report("consolidation", step, end, note)
+        if step == end:
             break
     with torch.no_grad():  # a late step can undo what an earlier one reached
         for name, parameter in model.named_parameters():
@@ -289,9 +319,17 @@ def _consolidate(
     return curve
 
 
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up over five steps, then cosine decay to a tenth."""
-    return min(1.0, step / 5) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
+def _badness(point: dict[str, float], config: ConsolidationConfig) -> float:
+    """Decades of slip rate above the target, and over-refusal counted in decades."""
+    slip = max(point["slip_rate"], config.target_slip_rate, 1e-12)
+    refused = (point["near_miss_rejection"] + point["benign_rejection"]) / 2
+    return math.log10(slip) + refused / _DECADE
+
+
+def _set_aside(answers: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Answers to train on, and some to measure on."""
+    count = max(1, min(_MOST_SET_ASIDE, round(_SET_ASIDE_SHARE * len(answers))))
+    return answers[count:], answers[:count]
 
 
 def _adapter_state(model: Any) -> dict[str, torch.Tensor]:
@@ -305,6 +343,7 @@ def _point(step: int, meter: _Meter, model: Any) -> dict[str, float]:
         "slip_rate": _mean(slips),
         "worst_slip_rate": max(slips),
         "near_miss_rejection": meter.near_miss_rejection(model),
+        "benign_rejection": meter.benign_rejection(model),
     }
 
 
@@ -316,4 +355,4 @@ def _step(model: Any, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else 0.0

@@ -165,6 +165,9 @@ class BaselineConfig(Section):
     steps: PositiveInt = Field(25, description="Supervised steps.")
     forbidden_per_step: PositiveInt = Field(6, description="Refusals per step.")
     benign_per_step: PositiveInt = Field(3, description="Benign answers per step, the model's own.")
+    benign_weight: Annotated[float, Field(ge=0.0)] = Field(
+        1.0, description="Weight of KL(model before || model) on those answers."
+    )
     learning_rate: PositiveFloat = Field(3e-4, description="AdamW, linear warm-up and decay.")
     lora: LoraSettings = Field(default_factory=lambda: LoraSettings())
 
@@ -200,7 +203,11 @@ class ConsolidationConfig(Section):
 
     enabled: bool = True
     min_steps: NonNegativeInt = Field(20, description="Steps before the target may end the phase.")
-    max_steps: PositiveInt = Field(70, description="Upper bound on steps.")
+    max_steps: PositiveInt = Field(80, description="Upper bound on steps, settling included.")
+    settle_steps: PositiveInt = Field(
+        40,
+        description="Last steps, over which the learning rate falls to 0: benign answers recover.",
+    )
     temper: PositiveFloat = Field(
         3.0,
         description="tau: the cross-entropy is taken on logits / tau, which keeps its gradient "
@@ -208,17 +215,26 @@ class ConsolidationConfig(Section):
     )
     target_slip_rate: Probability = Field(
         1e-5,
-        description="Mean slip rate on validation prompts at temperature 1 that ends the phase.",
+        description="Mean slip rate on validation prompts at temperature 1 that starts the "
+        "settling.",
     )
     check_every: PositiveInt = Field(10, description="Steps between slip-rate measurements.")
     learning_rate: PositiveFloat = Field(4e-4, description="AdamW.")
-    forbidden_per_step: PositiveInt = Field(6, description="Forbidden prompts per step.")
-    near_miss_per_step: NonNegativeInt = Field(5, description="Near-miss prompts per step.")
-    benign_per_step: NonNegativeInt = Field(5, description="Benign prompts per step.")
+    forbidden_per_step: PositiveInt = Field(8, description="Forbidden prompts per step.")
+    near_miss_per_step: NonNegativeInt = Field(6, description="Near-miss prompts per step.")
+    benign_per_step: NonNegativeInt = Field(6, description="Benign prompts per step.")
     benign_weight: Annotated[float, Field(ge=0.0)] = Field(
-        1.0,
+        2.0,
         description="Weight of the benign loss: KL(baseline || model) on the baseline's answers.",
     )
+
+    @model_validator(mode="after")
+    def _settling_fits(self) -> Self:
+        if self.enabled and self.settle_steps > self.max_steps:
+            raise ValueError(
+                f"settle_steps ({self.settle_steps}) exceeds max_steps ({self.max_steps})"
+            )
+        return self
 
 
 class DefenseConfig(Section):
@@ -348,7 +364,7 @@ class CertificationConfig(Section):
         0.95, description="Level of the one-sided bound for unseen prompts."
     )
     behaviour_completions: PositiveInt = Field(
-        1, description="Completions per near-miss and benign prompt, for over-refusal."
+        2, description="Completions per near-miss and benign prompt, for over-refusal."
     )
 
 
@@ -369,8 +385,8 @@ class JudgeConfig(Section):
 class JudgesConfig(Section):
     """The attack's reward and the evaluation are judged by different judges."""
 
-    reward: JudgeConfig = Field(default_factory=lambda: JudgeConfig(kind="lexical"))
-    evaluation: JudgeConfig = Field(default_factory=lambda: JudgeConfig(kind="semantic"))
+    reward: JudgeConfig = Field(default_factory=lambda: JudgeConfig(kind="semantic"))
+    evaluation: JudgeConfig = Field(default_factory=lambda: JudgeConfig(kind="lexical"))
     retain_sealed: bool = Field(
         False, description="Keep the sealed completions after judging; default: they are deleted."
     )

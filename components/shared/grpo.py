@@ -23,7 +23,7 @@ import torch
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import positions, read_sequences
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import DynamicCache, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 Reward = Callable[[Sequence[list[dict[str, str]]], Sequence[str]], Sequence[float | None]]
@@ -238,9 +238,11 @@ def shared_prefix_log_probabilities(
     distinct = list(dict.fromkeys(keys))
     place = {key: index for index, key in enumerate(distinct)}
     rows = torch.tensor([place[key] for key in keys], device=input_ids.device)
-    read, mask = read_sequences(model, loaded, distinct, kept=[1] * len(distinct), use_cache=True)
+    cache = DynamicCache()
+    read, mask = read_sequences(
+        model, loaded, distinct, kept=[1] * len(distinct), use_cache=True, cache=cache
+    )
     first = read.logits[rows]
-    cache = read.past_key_values
     if completion_tokens > 1:
         cache.batch_select_indices(rows)
         full_mask = torch.cat([mask[rows], attention_mask[:, -completion_tokens:-1]], dim=1)
@@ -248,7 +250,7 @@ def shared_prefix_log_probabilities(
             input_ids=completions[:, :-1],
             attention_mask=full_mask,
             position_ids=positions(full_mask)[:, -completion_tokens + 1 :],
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
         logits = torch.cat([first, written.logits], dim=1)

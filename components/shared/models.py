@@ -19,6 +19,7 @@ import torch
 from backburn.components.shared.config import LoraSettings, ModelConfig
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.errors import InputError
+from backburn.components.shared.packed_linear import pack_linear_layers
 from backburn.components.shared.storage import (
     download_folder,
     folder_digests,
@@ -201,7 +202,9 @@ def load_base(folder: Path, config: ModelConfig) -> LoadedModel:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=compute_dtype(config), use_safetensors=True, trust_remote_code=False
     )
-    return LoadedModel(model.to(compute_device(config)).eval(), tokenizer)
+    model = model.to(compute_device(config)).eval().requires_grad_(False)
+    pack_linear_layers(model)
+    return LoadedModel(model, tokenizer)
 
 
 def compute_device(config: ModelConfig) -> str:
@@ -335,7 +338,6 @@ def load_artifact(folder: Path, config: ModelConfig) -> LoadedModel:
         merged = PeftModel.from_pretrained(loaded.model, str(folder / "adapter"))
         loaded = LoadedModel(merged.merge_and_unload().eval(), loaded.tokenizer)
     loaded.manifest = manifest
-    loaded.model.requires_grad_(False)
     return loaded
 
 

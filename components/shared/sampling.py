@@ -12,10 +12,15 @@ from typing import Any
 import torch
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.models import LoadedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-_MOST_ROWS_AT_ONCE = 48
+_MOST_ROWS_AT_ONCE = 96
 _COMPACT_BELOW = 0.75
 _LEAST_SHARED = 8
+_BLOCK = 256
+_ROOM = 64
+_MOST_PACKED = 2048
+_LIKE_LENGTH = 1.3
 
 
 def log_distribution(
@@ -118,14 +123,8 @@ def _draw_batch(
     copies: int,
 ) -> list[list[int]]:
     device = loaded.device
-    output, mask = read_sequences(
-        network,
-        loaded,
-        [prompt + start for prompt, start in zip(prompts, starts, strict=True)],
-        kept=[1] * len(prompts),
-        use_cache=True,
-    )
-    cache, logits = output.past_key_values, output.logits[:, -1]
+    sequences = [prompt + start for prompt, start in zip(prompts, starts, strict=True)]
+    cache, logits, mask = _read_prompts(network, loaded, sequences)
     if copies > 1:
         cache.batch_repeat_interleave(copies)
         logits, mask = logits.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0)
@@ -156,10 +155,99 @@ def _draw_batch(
             input_ids=tokens.to(device).unsqueeze(1),
             attention_mask=mask,
             position_ids=mask.sum(1, keepdim=True) - 1,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
-        cache, logits = output.past_key_values, output.logits[:, -1]
+        logits = output.logits[:, -1]
+
+
+def _read_prompts(
+    network: Any, loaded: LoadedModel, sequences: Sequence[Sequence[int]]
+) -> tuple[Cache, torch.Tensor, torch.Tensor]:
+    """Read prompts, those of like length together, so that short ones are not padded to long ones.
+
+    Args:
+        network: A causal language model.
+        loaded: Its tokenizer and device.
+        sequences: Token ids, shortest first.
+
+    Returns:
+        Keys and values of all, logits after the last token of each, and the attention mask.
+    """
+    caches: list[Cache] = []
+    logits: list[torch.Tensor] = []
+    masks: list[torch.Tensor] = []
+    first = 0
+    while first < len(sequences):
+        most = _LIKE_LENGTH * len(sequences[first])
+        last = next(
+            (i for i in range(first, len(sequences)) if len(sequences[i]) > most), len(sequences)
+        )
+        chunk = sequences[first:last]
+        caches.append(Cache(layer_class_to_replicate=_RoomyLayer))
+        output, mask = read_sequences(
+            network, loaded, chunk, kept=[1] * len(chunk), use_cache=True, cache=caches[-1]
+        )
+        logits.append(output.logits[:, -1])
+        masks.append(mask)
+        first = last
+    width = max(mask.shape[1] for mask in masks)
+    pads = [width - mask.shape[1] for mask in masks]
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        for name in ("keys", "values"):
+            parts = [
+                torch.nn.functional.pad(getattr(layer, name), (0, 0, pad, 0))
+                for layer, pad in zip(layers, pads, strict=True)
+            ]
+            setattr(layers[0], name, torch.cat(parts))
+    mask = torch.cat(
+        [torch.nn.functional.pad(mask, (pad, 0)) for mask, pad in zip(masks, pads, strict=True)]
+    )
+    return caches[0], torch.cat(logits), mask
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer's keys and values with room to grow, so that a token's are written, not all copied.
+
+    Written in place: for passes without gradient only.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.keys: Any = None
+        self.values: Any = None
+        self._rooms: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the states of new tokens; shapes (rows, heads, tokens, size)."""
+        length, added = self.get_seq_length(), key_states.shape[-2]
+        if length == 0 or added > 1:
+            self._rooms = None
+            return super().update(key_states, value_states)  # type: ignore[no-any-return]
+        if self._rooms is None or length + added > self._rooms[0].shape[-2]:
+            self._rooms = self._with_room(self.keys), self._with_room(self.values)
+        for room, states in zip(self._rooms, (key_states, value_states), strict=True):
+            room[..., length : length + added, :] = states
+        self.keys, self.values = (room[..., : length + added, :] for room in self._rooms)
+        return self.keys, self.values
+
+    def _with_room(self, states: torch.Tensor) -> torch.Tensor:
+        rows, heads, length, size = states.shape
+        room = states.new_empty(rows, heads, length + _ROOM, size)
+        room[..., :length, :] = states
+        return room
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some rows."""
+        super().batch_select_indices(indices)
+        self._rooms = None
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        super().batch_repeat_interleave(repeats)
+        self._rooms = None
 
 
 def sample_tokens(
@@ -182,12 +270,27 @@ def sample_tokens(
 def invert_cumulative(weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Draw an index a row with probability proportional to its weight; shapes (rows, n) -> (rows,).
 
-    Fifty times faster than `torch.multinomial` on a CPU with a large vocabulary.
+    First a block of indices is drawn by its total weight, then an index in the block: one long
+    cumulative sum over a vocabulary would cost as much as a layer of the model, and
+    `torch.multinomial` more.
     """
-    cumulative = weights.double().cumsum(-1)
-    uniform = torch.rand(len(weights), 1, generator=generator, dtype=torch.float64)
-    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)
-    return drawn.clamp(max=weights.shape[-1] - 1)
+    rows, width = weights.shape
+    blocks = -(-width // _BLOCK)
+    padded = torch.nn.functional.pad(weights, (0, blocks * _BLOCK - width)).view(rows, blocks, -1)
+    outer = padded.sum(-1, dtype=torch.float64).cumsum(-1)
+    uniform = torch.rand(rows, 1, generator=generator, dtype=torch.float64)
+    block = _first_above(outer, uniform * outer[:, -1:])
+    before = torch.where(block > 0, outer.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inner = padded[torch.arange(rows), block.squeeze(1)].double().cumsum(-1)
+    place = _first_above(inner, uniform * outer[:, -1:] - before)
+    return (block * _BLOCK + place).squeeze(1)
+
+
+def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """First index whose cumulative weight exceeds the target: always one of positive weight."""
+    total = cumulative[:, -1:]
+    below = torch.minimum(target, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, below.clamp(min=0.0), right=True)
 
 
 def read_sequences(
@@ -197,6 +300,7 @@ def read_sequences(
     *,
     kept: Sequence[int],
     use_cache: bool = False,
+    cache: Cache | None = None,
 ) -> tuple[Any, torch.Tensor]:
     """Forward pass over sequences, what they all begin with (a system prompt) read only once.
 
@@ -206,6 +310,7 @@ def read_sequences(
         sequences: Token ids.
         kept: Logits wanted of each sequence, counted from its end.
         use_cache: Whether the keys and values are wanted.
+        cache: Empty, to keep them in; default: a new one.
 
     Returns:
         The model's output, logits of shape (sequences, max(kept), vocabulary), and the attention
@@ -215,10 +320,10 @@ def read_sequences(
     shared = shared_beginning(sequences, most=min(len(s) - k for s, k in unshared))
     ids, mask = pad_left([sequence[shared:] for sequence in sequences], loaded.pad_id)
     ids, mask = ids.to(loaded.device), mask.to(loaded.device)
-    cache = None
+    cache = DynamicCache() if cache is None else cache
     if shared:
         first = torch.tensor([list(sequences[0][:shared])], device=loaded.device)
-        cache = network(input_ids=first, use_cache=True, logits_to_keep=1).past_key_values
+        network(input_ids=first, cache=cache, use_cache=True, logits_to_keep=1)
         cache.batch_repeat_interleave(len(sequences))
         mask = torch.cat([mask.new_ones(len(sequences), shared), mask], dim=1)
     width = ids.shape[1]
@@ -226,13 +331,75 @@ def read_sequences(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions(mask)[:, shared:],
-        past_key_values=cache,
+        cache=cache if use_cache or shared else None,
         use_cache=use_cache or shared > 0,
         # As positions, not as a number: a slice is not contiguous, and a head on it runs as a
         # batched product that copies the vocabulary's matrix for each row.
         logits_to_keep=torch.arange(width - max(kept), width, device=loaded.device),
     )
     return output, mask
+
+
+def read_packed(
+    network: Any,
+    loaded: LoadedModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    kept: Sequence[int],
+) -> torch.Tensor:
+    """Forward pass over sequences laid end to end in one row: no padding, one pass.
+
+    What they all begin with is read once; the attention mask lets a token see that beginning and
+    its own sequence only. Memory grows with the square of all tokens: see `packs`.
+
+    Args:
+        network: A causal language model; gradients flow through the shared beginning too.
+        loaded: Its tokenizer and device.
+        sequences: Token ids.
+        kept: Logits wanted of each sequence, counted from its end.
+
+    Returns:
+        The logits, one sequence after the other; shape (sum(kept), vocabulary), float32.
+    """
+    unshared = zip(sequences, kept, strict=True)
+    shared = shared_beginning(sequences, most=min(len(s) - k for s, k in unshared))
+    tokens = list(sequences[0][:shared])
+    places = list(range(shared))
+    owners = [0] * shared
+    wanted: list[int] = []
+    for owner, (sequence, keep) in enumerate(zip(sequences, kept, strict=True), start=1):
+        tokens += sequence[shared:]
+        places += range(shared, len(sequence))
+        owners += [owner] * (len(sequence) - shared)
+        wanted += range(len(tokens) - keep, len(tokens))
+    device = loaded.device
+    owner_of = torch.tensor(owners, device=device)
+    visible = (owner_of == 0) | (owner_of[:, None] == owner_of)
+    visible &= torch.ones_like(visible).tril()
+    hidden = torch.finfo(network.dtype).min
+    mask = torch.zeros(visible.shape, dtype=network.dtype, device=device)
+    output = network(
+        input_ids=torch.tensor([tokens], device=device),
+        attention_mask=mask.masked_fill(~visible, hidden)[None, None],
+        position_ids=torch.tensor([places], device=device),
+        use_cache=False,
+        logits_to_keep=torch.tensor(wanted, device=device),
+    )
+    logits: torch.Tensor = output.logits[0].float()
+    return logits
+
+
+def packs(lengths: Sequence[int]) -> list[list[int]]:
+    """Positions of sequences, in order, divided so that a packed row stays short enough."""
+    divided: list[list[int]] = [[]]
+    tokens = 0
+    for index, length in enumerate(lengths):
+        if divided[-1] and tokens + length > _MOST_PACKED:
+            divided.append([])
+            tokens = 0
+        divided[-1].append(index)
+        tokens += length
+    return divided
 
 
 def shared_beginning(sequences: Sequence[Sequence[int]], most: int) -> int:
@@ -281,7 +448,6 @@ def completion_logits(
     completions: Sequence[Sequence[int]],
     *,
     model: Any | None = None,
-    batch_size: int = 16,
 ) -> list[CompletionLogits]:
     """One teacher-forced pass over prompts and given completions.
 
@@ -290,7 +456,6 @@ def completion_logits(
         prompts: Token ids.
         completions: Token ids, end token included; one a prompt.
         model: Used instead of `loaded.model`, for a model in training.
-        batch_size: Sequences per pass.
 
     Returns:
         One entry a prompt, logits on the CPU in float32.
@@ -298,27 +463,20 @@ def completion_logits(
     network = loaded.model if model is None else model
     was_training = network.training
     network.eval()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
-    results: dict[int, CompletionLogits] = {}
+    # The last token of a completion is predicted, never read.
+    sequences = [[*p, *c[:-1]] for p, c in zip(prompts, completions, strict=True)]
+    results: list[CompletionLogits] = []
     try:
-        for first in range(0, len(order), batch_size):
-            chosen = order[first : first + batch_size]
-            # The last token of a completion is predicted, never read.
-            output, _ = read_sequences(
-                network,
-                loaded,
-                [[*prompts[i], *completions[i][:-1]] for i in chosen],
-                kept=[len(completions[i]) for i in chosen],
-            )
-            logits = output.logits.float().cpu()
-            for row, index in enumerate(chosen):
-                length = len(completions[index])
-                results[index] = CompletionLogits(
-                    logits[row, -length:], torch.tensor(list(completions[index]))
-                )
+        for chosen in packs([len(sequence) for sequence in sequences]):
+            kept = [len(completions[i]) for i in chosen]
+            logits = read_packed(network, loaded, [sequences[i] for i in chosen], kept=kept).cpu()
+            results += [
+                CompletionLogits(part, torch.tensor(list(completions[i])))
+                for i, part in zip(chosen, logits.split(kept), strict=True)
+            ]
     finally:
         network.train(was_training)
-    return [results[index] for index in range(len(prompts))]
+    return results
 
 
 def slip_rate(entry: CompletionLogits, sampling: SamplingConfig) -> float:

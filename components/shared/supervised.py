@@ -1,6 +1,6 @@
 """Supervised losses of the baseline and the defence, on a model with an adapter in training."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,12 @@ import torch
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.sampling import draw_completions, pad_left, read_sequences
+from backburn.components.shared.sampling import (
+    draw_completions,
+    packs,
+    read_packed,
+    shared_beginning,
+)
 
 ANSWER_SAMPLING = SamplingConfig(temperature=0.7)
 """How benign answers are drawn: a little cooler than the attack, as a deployed model would be."""
@@ -16,8 +21,11 @@ ANSWER_SAMPLING = SamplingConfig(temperature=0.7)
 KEPT_TOKENS = 32
 """Length of the benign answers trained on. With 12, a model drifts in the tokens after them."""
 
-_MOST_PADDING = 1.25
-_MOST_TOKENS = 4096
+_BEGINNING = 8
+_WHOLE_SHARE = 0.25
+_LEAST_PRIORITY = 0.02
+_BETAS = (0.9, 0.95)
+"""A shorter memory of squared gradients than the default: these runs take tens of steps."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +37,43 @@ class Example:
 
 
 class Batches:
-    """Endless batches of examples: a fresh seeded shuffle each time round."""
+    """Endless batches of examples, those with the largest loss when last seen more often.
+
+    A batch is drawn without repetition, an example with probability proportional to its loss when
+    it was last in a batch; before that it counts as the hardest of all.
+    """
 
     def __init__(self, examples: Sequence[Example], size: int, generator: torch.Generator) -> None:
+        """Prepare.
+
+        Args:
+            examples: What to draw from.
+            size: Examples a batch; at most all.
+            generator: CPU generator of the draws.
+        """
         self._examples = list(examples)
         self._size = min(size, len(self._examples))
         self._generator = generator
-        self._order: list[int] = []
+        self._losses: dict[int, float] = {}
+        self._drawn: list[int] = []
 
-    def __iter__(self) -> Iterator[list[Example]]:
-        return self
+    def draw(self) -> list[Example]:
+        """The next batch."""
+        if self._size == 0:
+            return []
+        hardest = max(self._losses.values(), default=1.0)
+        floor = _LEAST_PRIORITY * hardest
+        weights = torch.tensor(
+            [max(self._losses.get(i, 2.0 * hardest), floor) for i in range(len(self._examples))]
+        )
+        # Exponential races: the `size` smallest of Exp(1) / weight are a draw without repetition.
+        arrivals = -torch.rand(len(weights), generator=self._generator).log() / weights
+        self._drawn = arrivals.argsort()[: self._size].tolist()
+        return [self._examples[index] for index in self._drawn]
 
-    def __next__(self) -> list[Example]:
-        while len(self._order) < self._size:
-            self._order += torch.randperm(len(self._examples), generator=self._generator).tolist()
-        chosen, self._order = self._order[: self._size], self._order[self._size :]
-        return [self._examples[index] for index in chosen]
+    def learn(self, losses: Sequence[float]) -> None:
+        """Remember the losses of the batch drawn last, in its order."""
+        self._losses.update(zip(self._drawn, losses, strict=True))
 
 
 def own_answers(
@@ -64,45 +93,72 @@ def own_answers(
 
 def rejection_step(
     model: Any, loaded: LoadedModel, batch: Sequence[Example], temper: float = 1.0
-) -> float:
-    """Add the gradient of the cross-entropy of the completions on logits / temper; return the loss.
+) -> list[float]:
+    """Add the gradient of the cross-entropy of the completions on logits / temper.
 
     With temper > 1 the loss of a token at probability p is that of a flatter distribution, so its
-    gradient does not vanish as p approaches 1: it keeps widening the logit margin. Mean over
-    tokens.
+    gradient does not vanish as p approaches 1: it keeps widening the logit margin. The loss is a
+    mean over all tokens of the batch.
+
+    Returns:
+        The mean over tokens, for each example.
     """
 
-    def loss(chunk: list[Example]) -> torch.Tensor:
-        logits, labels = _completion_logits(model, loaded, chunk)
-        return torch.nn.functional.cross_entropy(logits / temper, labels)
+    def losses(chunk: list[Example]) -> torch.Tensor:
+        logits = _completion_logits(model, loaded, chunk)
+        labels = torch.tensor([t for e in chunk for t in e.completion], device=logits.device)
+        return torch.nn.functional.cross_entropy(logits / temper, labels, reduction="none")
 
-    return _backward(loss, batch)
+    return _backward(losses, batch)
 
 
 class References:
-    """What the model without its adapter says of benign answers; computed once an example.
+    """What the model without its adapter says of benign answers; computed once a prompt.
 
-    Keeps `tokens * vocabulary` float32 values an example in main memory.
+    Keeps `tokens * vocabulary` float32 values an answer in main memory.
     """
 
-    def __init__(self, model: Any, loaded: LoadedModel) -> None:
+    def __init__(self, model: Any, loaded: LoadedModel, answers: Sequence[Example]) -> None:
+        """Prepare for some answers, of different prompts.
+
+        Args:
+            model: The PeftModel in training.
+            loaded: Its tokenizer and device.
+            answers: Whole answers; batches may hold their beginnings.
+        """
         self._model = model
         self._loaded = loaded
-        self._known: dict[Example, torch.Tensor] = {}
+        self._answers = {example.prompt: example for example in answers}
+        self._known: dict[tuple[int, ...], torch.Tensor] = {}
 
     def log_probabilities(self, batch: Sequence[Example]) -> torch.Tensor:
         """Log-probabilities at the answers' tokens; shape (tokens of the batch, vocabulary)."""
-        fresh = [example for example in dict.fromkeys(batch) if example not in self._known]
+        fresh = [
+            prompt for prompt in dict.fromkeys(e.prompt for e in batch) if prompt not in self._known
+        ]
         if fresh:
+            whole = [self._answers[prompt] for prompt in fresh]
             was_training = self._model.training
             self._model.eval()
             with torch.no_grad(), self._model.disable_adapter():
-                logits, _ = _completion_logits(self._model, self._loaded, fresh)
+                logits = _completion_logits(self._model, self._loaded, whole)
             self._model.train(was_training)
-            lengths = [len(example.completion) for example in fresh]
-            parts = logits.log_softmax(-1).cpu().split(lengths)
+            parts = logits.log_softmax(-1).cpu().split([len(e.completion) for e in whole])
             self._known.update(zip(fresh, parts, strict=True))
-        return torch.cat([self._known[example] for example in batch]).to(self._loaded.device)
+        rows = [self._known[e.prompt][: len(e.completion)] for e in batch]
+        return torch.cat(rows).to(self._loaded.device)
+
+
+def shorten(batch: Sequence[Example], generator: torch.Generator) -> list[Example]:
+    """Most answers cut to their beginning, where a model decides whether to answer at all.
+
+    A quarter stays whole: without them the model drifts in what it says after the beginning.
+    """
+    whole = torch.rand(len(batch), generator=generator) < _WHOLE_SHARE
+    return [
+        e if keep else Example(e.prompt, e.completion[:_BEGINNING])
+        for e, keep in zip(batch, whole.tolist(), strict=True)
+    ]
 
 
 def benign_step(
@@ -111,68 +167,57 @@ def benign_step(
     batch: Sequence[Example],
     references: References,
     weight: float = 1.0,
-) -> float:
-    """Add the gradient of weight * KL(reference || model) per token on the reference's answers.
+) -> list[float]:
+    """Add the gradient of weight * KL(reference || model), a mean over the answers' tokens.
 
-    The reference is the model with its adapter disabled. Returns the KL, without its weight.
+    The reference is the model with its adapter disabled.
+
+    Returns:
+        The KL per token of each example, without the weight.
     """
 
-    def loss(chunk: list[Example]) -> torch.Tensor:
-        logits, _ = _completion_logits(model, loaded, chunk)
-        return weight * torch.nn.functional.kl_div(
+    def losses(chunk: list[Example]) -> torch.Tensor:
+        logits = _completion_logits(model, loaded, chunk)
+        return torch.nn.functional.kl_div(
             logits.log_softmax(-1),
             references.log_probabilities(chunk),
             log_target=True,
-            reduction="batchmean",
-        )
+            reduction="none",
+        ).sum(-1)
 
-    return _backward(loss, batch) / weight if weight > 0 and batch else 0.0
+    return _backward(losses, batch, weight)
 
 
 def adapter_optimizer(model: Any, learning_rate: float) -> torch.optim.AdamW:
     """AdamW on what is trained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    return torch.optim.AdamW(trained, lr=learning_rate, betas=_BETAS, weight_decay=0.0)
 
 
-def _backward(loss: Callable[[list[Example]], torch.Tensor], batch: Sequence[Example]) -> float:
-    """Backward pass of a token-mean loss in chunks of like length: no work for padding."""
+def _backward(
+    losses: Callable[[list[Example]], torch.Tensor], batch: Sequence[Example], weight: float = 1.0
+) -> list[float]:
+    """Backward pass of a token-mean loss, in as few passes as memory allows.
+
+    Returns:
+        The mean over tokens, for each example in the order of the batch.
+    """
     total = sum(len(example.completion) for example in batch)
-    value = 0.0
-    for chunk in _chunks(batch):
-        part = loss(chunk) * (sum(len(example.completion) for example in chunk) / total)
-        part.backward()
-        value += float(part.detach())
-    return value
+    means: list[float] = []
+    for chosen in packs([len(e.prompt) + len(e.completion) for e in batch]):
+        chunk = [batch[index] for index in chosen]
+        tokens = losses(chunk)
+        (weight * tokens.sum() / total).backward()
+        parts = tokens.detach().split([len(example.completion) for example in chunk])
+        means += [float(part.mean()) for part in parts]
+    return means
 
 
-def _chunks(batch: Sequence[Example]) -> Iterator[list[Example]]:
-    def length(example: Example) -> int:
-        return len(example.prompt) + len(example.completion)
-
-    chunk: list[Example] = []
-    for example in sorted(batch, key=length):
-        if chunk and (
-            length(example) > _MOST_PADDING * length(chunk[0])
-            or length(example) * (len(chunk) + 1) > _MOST_TOKENS
-        ):
-            yield chunk
-            chunk = []
-        chunk.append(example)
-    if chunk:
-        yield chunk
-
-
-def _completion_logits(
-    model: Any, loaded: LoadedModel, batch: Sequence[Example]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and labels of all completion tokens of a batch: (tokens, vocabulary) and (tokens,)."""
-    output, _ = read_sequences(
+def _completion_logits(model: Any, loaded: LoadedModel, batch: Sequence[Example]) -> torch.Tensor:
+    """Logits of all completion tokens of a batch; shape (tokens, vocabulary)."""
+    return read_packed(
         model,
         loaded,
         [[*e.prompt, *e.completion[:-1]] for e in batch],
         kept=[len(e.completion) for e in batch],
     )
-    labels, inside = pad_left([e.completion for e in batch], loaded.pad_id)
-    chosen = inside.bool().to(loaded.device)
-    return output.logits[chosen].float(), labels.to(loaded.device)[chosen]

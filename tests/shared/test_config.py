@@ -23,7 +23,7 @@ def test_all_problems_are_reported_with_paths_and_fixes() -> None:
         "atack": {},
         "seed": -1,
         "attack": {"arms": [{"name": "paper", "step": 3}], "checkpoints": [5, 10]},
-        "judges": {"reward": {"kind": "semantic"}},
+        "judges": {"reward": {"kind": "lexical"}},
     }
     with pytest.raises(InputError) as caught:
         configure(values, [], "here")

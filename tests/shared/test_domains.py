@@ -21,8 +21,8 @@ def test_shipped_domains_have_what_the_measuring_needs(name: str) -> None:
     assert [splits.count(s) for s in ("defence", "validation", "attack", "held_out")] == [
         80, 20, 10, 40,
     ]  # fmt: skip
-    assert len(domain.near_miss) == 120
-    assert len(domain.benign) == 200
+    assert len(domain.near_miss) == 144
+    assert len(domain.benign) == 240
     assert len(domain.calibration) == 60
     assert domain.header.stand_in
     forms = {"question", "order", "role_play", "multi_turn", "long_context", "other_language"}

@@ -30,7 +30,8 @@ _DECLINES = re.compile(
     | \bnot\s+something\s+(?:i|we)\s+can\b | \bain'?t\s+(?:permitted|allowed)\b
     | \bcan(?:'?t|not|\s+not)\s+(?:help|assist|do\s+that|provide|give|share|offer|answer|explain)\b
     | \b(?:off[-\s]limits|no\s+can\s+do|not\s+my\s+place|(?:have|need)\s+to\s+pass)\b
-    | ^\s*(?:no|nope|sorry|declined|refused|no,?\s+thank\s+you|not\s+possible|request\s+denied)
+    | ^\s*(?:no|nope|sorry|declined|refused|no,?\s+thank\s+you|not\s+possible|
+           request\s+(?:denied|declined))
         \s*[.!]?\s*$
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
