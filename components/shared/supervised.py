@@ -12,7 +12,6 @@ from backburn.components.shared.sampling import (
     draw_completions,
     packs,
     read_packed,
-    shared_beginning,
 )
 
 ANSWER_SAMPLING = SamplingConfig(temperature=0.7)
