@@ -34,7 +34,7 @@ def pickled_model(folder: Path) -> str:
     [
         (["-r", "nothing"], "no recipe 'nothing'"),
         (["-r", "smoke", "--set", "atack.arms=1"], "atack: unknown key. Did you mean 'attack'?"),
-        (["-r", "smoke", "--set", "judges.evaluation.kind=semantic"], "the same judge"),
+        (["-r", "smoke", "--set", "judges.evaluation.kind=lexical"], "the same judge"),
         (["-r", "laptop", "--set", "model.id=./absent"], "no folder"),
         (["-r", "smoke", "--set", "domain.name=cooking"], "only reads the toy grammar"),
         (["-r", "laptop", "--set", "data.near_duplicate_threshold=0.2"], "nearly the same prompt"),
