@@ -221,8 +221,8 @@ class Evidence(Record):
     baseline: BaselineRecord
     phases: list[PhaseRecord]
     consolidation_curve: list[dict[str, float]] = Field(
-        description="step, slip_rate (validation), near_miss_rejection and benign_rejection (prompts "
-        "set aside) during consolidation."
+        description="step, slip_rate (validation prompts), near_miss_rejection and "
+        "benign_rejection (prompts set aside) during consolidation."
     )
     certificate: CertificateRecord
     behaviour: BehaviourRecord
