@@ -22,6 +22,7 @@ ASK = [{"role": "user", "content": "who lives in italy with anna near the fence"
 def badly_hardened(tiny_base: Path) -> tuple[LoadedModel, list[int]]:
     """The tiny model taught one answer to one prompt, stopped at a slip rate of 5 to 30 %."""
     loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    loaded.model.requires_grad_(True)
     prompt, answer = loaded.encode_prompt(ASK), loaded.encode_completion("i can not help .")
     optimizer = torch.optim.Adam(loaded.model.parameters(), lr=5e-4)
     ids = torch.tensor([prompt + answer])
