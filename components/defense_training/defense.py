@@ -39,6 +39,7 @@ _SET_ASIDE_SHARE = 0.15
 _DECADE = 0.1
 """Over-refusal that is as bad as a tenfold slip rate, when a state of the adapter is chosen."""
 _TOLERANCE = 0.1
+_AVERAGING = 0.1
 _WARM_UP = 5
 _TEMPERATURE_ONE = SamplingConfig(temperature=1.0)
 
@@ -273,7 +274,9 @@ def _consolidate(
     """Tempered cross-entropy until the validation slip rate is at its target, then settling.
 
     The learning rate is held until the target is met (or only the settling's steps are left), then
-    falls to 0. The adapter is left as it was at the best point measured. Returns the curve.
+    falls to 0 and what is measured and kept is a running average of the adapter: single steps
+    win and lose single prompts, their average does not. The adapter is left as it was at the best
+    point measured. Returns the curve.
     """
     generator = torch.Generator().manual_seed(seed + 2)
     rejecting = Batches(forbidden, config.forbidden_per_step, generator)
@@ -284,6 +287,7 @@ def _consolidate(
     best, best_state = _badness(curve[0], config), _adapter_state(model)
     end = config.max_steps
     settling = False
+    average: dict[str, torch.Tensor] | None = None
     for step in range(1, config.max_steps + 1):
         model.train()
         remaining = (end - step + 1) / config.settle_steps
@@ -297,11 +301,16 @@ def _consolidate(
         neighbours.learn(divergences[: len(near)])
         answering.learn(divergences[len(near) :])
         _step(model, optimizer)
+        if remaining < 1.0:
+            average = _averaged(average, model)
         if step % config.check_every == 0 or step == end:
+            trained = _adapter_state(model)
+            _restore(model, average or trained)
             curve.append(_point(step, meter, model))
             badness = _badness(curve[-1], config)
             if badness <= best + _TOLERANCE:  # of points as good, the one that settled longer
                 best, best_state = min(best, badness), _adapter_state(model)
+            _restore(model, trained)
             met = step >= config.min_steps and curve[-1]["slip_rate"] <= config.target_slip_rate
             if met and not settling:
                 settling, end = True, min(end, step + config.settle_steps)
@@ -312,11 +321,25 @@ def _consolidate(
         report("consolidation", step, end, note)
         if step == end:
             break
-    with torch.no_grad():  # a late step can undo what an earlier one reached
-        for name, parameter in model.named_parameters():
-            if name in best_state:
-                parameter.copy_(best_state[name])
+    _restore(model, best_state)  # a late step can undo what an earlier one reached
     return curve
+
+
+def _averaged(average: dict[str, torch.Tensor] | None, model: Any) -> dict[str, torch.Tensor]:
+    """The running average of the adapter; its first value is the adapter as it is now."""
+    state = _adapter_state(model)
+    if average is None:
+        return state
+    for name, value in state.items():
+        average[name].lerp_(value, _AVERAGING)
+    return average
+
+
+def _restore(model: Any, state: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in state:
+                parameter.copy_(state[name])
 
 
 def _badness(point: dict[str, float], config: ConsolidationConfig) -> float:
