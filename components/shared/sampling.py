@@ -391,10 +391,10 @@ def read_packed(
 
 def packs(lengths: Sequence[int]) -> list[list[int]]:
     """Positions of sequences, in order, divided so that a packed row stays short enough."""
-    divided: list[list[int]] = [[]]
+    divided: list[list[int]] = []
     tokens = 0
     for index, length in enumerate(lengths):
-        if divided[-1] and tokens + length > _MOST_PACKED:
+        if not divided or tokens + length > _MOST_PACKED:
             divided.append([])
             tokens = 0
         divided[-1].append(index)

@@ -12,6 +12,7 @@ from backburn.components.shared.sampling import (
     draw_completions,
     invert_cumulative,
     log_distribution,
+    packs,
 )
 from backburn.components.shared.supervised import Batches, Example
 from hypothesis import given, settings
@@ -100,3 +101,18 @@ def test_packed_rows_read_as_alone(tiny_base: Path, toy: Domain) -> None:
         with torch.no_grad():
             logits = loaded.model(torch.tensor([[*prompt, *completion[:-1]]])).logits[0]
         torch.testing.assert_close(entry.logits, logits[-len(completion) :], rtol=1e-4, atol=1e-4)
+
+
+def test_packs_keep_order_and_length_and_an_empty_batch_has_none() -> None:
+    assert packs([]) == []
+    divided = packs([900, 900, 900, 5000, 10])
+    assert divided == [[0, 1], [2], [3], [4]]
+
+
+def test_losses_of_zero_or_less_leave_every_example_a_chance() -> None:
+    batches = Batches([Example((i,), (0,)) for i in range(6)], 2, torch.Generator().manual_seed(0))
+    seen = set()
+    for _ in range(60):
+        seen |= {example.prompt[0] for example in batches.draw()}
+        batches.learn([0.0, -1e-9])
+    assert seen == set(range(6))
