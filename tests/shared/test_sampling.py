@@ -107,12 +107,3 @@ def test_packs_keep_order_and_length_and_an_empty_batch_has_none() -> None:
     assert packs([]) == []
     divided = packs([900, 900, 900, 5000, 10])
     assert divided == [[0, 1], [2], [3], [4]]
-
-
-def test_losses_of_zero_or_less_leave_every_example_a_chance() -> None:
-    batches = Batches([Example((i,), (0,)) for i in range(6)], 2, torch.Generator().manual_seed(0))
-    seen = set()
-    for _ in range(60):
-        seen |= {example.prompt[0] for example in batches.draw()}
-        batches.learn([0.0, -1e-9])
-    assert seen == set(range(6))
