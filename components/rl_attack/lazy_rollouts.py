@@ -140,7 +140,8 @@ class Rollouts:
             position = int(row.int().argmax())
             rest = log_distribution(table.logits[position], self._sampling).exp()
             rest[self._rejection[position]] = 0.0
-            token = int(invert_cumulative(rest.unsqueeze(0), self._generator)[0])
+            number = torch.rand(1, generator=self._generator, dtype=torch.float64)
+            token = int(invert_cumulative(rest.unsqueeze(0), number)[0])
             drawn.append([*self._rejection[:position], token])
         return drawn
 

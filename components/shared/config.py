@@ -364,7 +364,7 @@ class CertificationConfig(Section):
         0.95, description="Level of the one-sided bound for unseen prompts."
     )
     behaviour_completions: PositiveInt = Field(
-        2, description="Completions per near-miss and benign prompt, for over-refusal."
+        4, description="Completions per near-miss and benign prompt, for over-refusal."
     )
 
 

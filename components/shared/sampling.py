@@ -67,6 +67,10 @@ def draw_completions(
 ) -> list[list[int]]:
     """Draw completions; each prompt is read once, however many copies are drawn from it.
 
+    Each token of each completion has a random number of its own, drawn before anything else: the
+    same seed gives the same completions whatever they are batched with, and gives two models
+    that are nearly the same nearly the same completions.
+
     Args:
         loaded: Tokenizer and model.
         prompts: Token ids.
@@ -88,6 +92,7 @@ def draw_completions(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(starts[i]))
     batch = max(1, _MOST_ROWS_AT_ONCE // copies)
     results: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
+    uniform = torch.rand(len(prompts), copies, max_tokens, generator=generator, dtype=torch.float64)
     was_training = network.training
     network.eval()
     try:
@@ -100,7 +105,7 @@ def draw_completions(
                 [starts[i] for i in chosen],
                 sampling,
                 max_tokens,
-                generator,
+                uniform[chosen].view(-1, max_tokens),
                 copies,
             )
             for position, index in enumerate(chosen):
@@ -119,7 +124,7 @@ def _draw_batch(
     starts: list[list[int]],
     sampling: SamplingConfig,
     max_tokens: int,
-    generator: torch.Generator,
+    uniform: torch.Tensor,
     copies: int,
 ) -> list[list[int]]:
     device = loaded.device
@@ -132,7 +137,9 @@ def _draw_batch(
     ends = set(loaded.end_ids)
     alive = list(range(len(completions)))  # row of the cache -> completion
     while True:
-        tokens = sample_tokens(logits, sampling, generator)
+        places = [(c, len(completions[c])) if c >= 0 else (0, 0) for c in alive]
+        rows, columns = zip(*places, strict=True)
+        tokens = sample_tokens(logits, sampling, uniform[list(rows), list(columns)])
         going: list[int] = []
         for row, completion in enumerate(alive):
             token = int(tokens[row])
@@ -251,26 +258,29 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def sample_tokens(
-    logits: torch.Tensor, sampling: SamplingConfig, generator: torch.Generator
+    logits: torch.Tensor, sampling: SamplingConfig, uniform: torch.Tensor
 ) -> torch.Tensor:
     """Draw one token a row, by inverting the cumulative distribution.
 
     Args:
         logits: Shape (rows, vocabulary).
         sampling: Sampling settings.
-        generator: CPU generator.
+        uniform: One number in [0, 1) a row, float64, on the CPU.
 
     Returns:
         Shape (rows,), on the CPU.
     """
     probabilities = log_distribution(logits, sampling, torch.float32).exp()
-    return invert_cumulative(probabilities.cpu(), generator)
+    return invert_cumulative(probabilities.cpu(), uniform)
 
 
-def invert_cumulative(weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw an index a row with probability proportional to its weight; shapes (rows, n) -> (rows,).
+def invert_cumulative(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The index at which each row's cumulative weight passes `uniform` times its total.
 
-    First a block of indices is drawn by its total weight, then an index in the block: one long
+    With uniform random numbers in [0, 1) an index is drawn with probability proportional to its
+    weight. Shapes (rows, n), (rows,) -> (rows,).
+
+    First a block of indices is found by its total weight, then an index in the block: one long
     cumulative sum over a vocabulary would cost as much as a layer of the model, and
     `torch.multinomial` more.
     """
@@ -278,11 +288,11 @@ def invert_cumulative(weights: torch.Tensor, generator: torch.Generator) -> torc
     blocks = -(-width // _BLOCK)
     padded = torch.nn.functional.pad(weights, (0, blocks * _BLOCK - width)).view(rows, blocks, -1)
     outer = padded.sum(-1, dtype=torch.float64).cumsum(-1)
-    uniform = torch.rand(rows, 1, generator=generator, dtype=torch.float64)
-    block = _first_above(outer, uniform * outer[:, -1:])
+    target = uniform.unsqueeze(1) * outer[:, -1:]
+    block = _first_above(outer, target)
     before = torch.where(block > 0, outer.gather(1, (block - 1).clamp(min=0)), 0.0)
     inner = padded[torch.arange(rows), block.squeeze(1)].double().cumsum(-1)
-    place = _first_above(inner, uniform * outer[:, -1:] - before)
+    place = _first_above(inner, target - before)
     return (block * _BLOCK + place).squeeze(1)
 
 

@@ -23,6 +23,7 @@ KEPT_TOKENS = 32
 _BEGINNING = 8
 _WHOLE_SHARE = 0.25
 _LEAST_PRIORITY = 0.02
+_LEAST_HARDEST = 1e-6
 _BETAS = (0.9, 0.95)
 """A shorter memory of squared gradients than the default: these runs take tens of steps."""
 
@@ -60,7 +61,8 @@ class Batches:
         """The next batch."""
         if self._size == 0:
             return []
-        hardest = max(self._losses.values(), default=1.0)
+        # Losses of an untrained adapter are 0 up to rounding, which may be negative.
+        hardest = max(_LEAST_HARDEST, max(self._losses.values(), default=1.0))
         floor = _LEAST_PRIORITY * hardest
         weights = torch.tensor(
             [max(self._losses.get(i, 2.0 * hardest), floor) for i in range(len(self._examples))]

@@ -25,7 +25,8 @@ def test_draws_follow_their_weights(width: int) -> None:
     generator = torch.Generator().manual_seed(width)
     weights = torch.rand(1, width, generator=generator) ** 4
     weights[0, ::3] = 0.0
-    drawn = invert_cumulative(weights.expand(40_000, -1), generator)
+    uniform = torch.rand(40_000, generator=generator, dtype=torch.float64)
+    drawn = invert_cumulative(weights.expand(40_000, -1), uniform)
     counts = torch.bincount(drawn, minlength=width)
     assert int(counts[::3].sum()) == 0
     expected = (weights[0] / weights[0].sum() * 40_000).numpy()
@@ -46,7 +47,8 @@ def test_the_only_index_with_weight_is_drawn(width: int, seed: int) -> None:
     chosen = int(torch.randint(width, (1,), generator=generator))
     weights = torch.zeros(3, width)
     weights[:, chosen] = 1e-30
-    assert invert_cumulative(weights, generator).tolist() == [chosen] * 3
+    uniform = torch.tensor([0.0, float(torch.rand(1, generator=generator)), 1.0 - 2.0**-53])
+    assert invert_cumulative(weights, uniform.double()).tolist() == [chosen] * 3
 
 
 def test_prompts_of_all_lengths_in_one_batch_read_as_alone(tiny_base: Path, toy: Domain) -> None:
@@ -107,3 +109,31 @@ def test_packs_keep_order_and_length_and_an_empty_batch_has_none() -> None:
     assert packs([]) == []
     divided = packs([900, 900, 900, 5000, 10])
     assert divided == [[0, 1], [2], [3], [4]]
+
+
+def test_losses_of_zero_or_less_leave_every_example_a_chance() -> None:
+    batches = Batches([Example((i,), (0,)) for i in range(6)], 2, torch.Generator().manual_seed(0))
+    seen = set()
+    for _ in range(60):
+        seen |= {example.prompt[0] for example in batches.draw()}
+        batches.learn([0.0, -1e-9])
+    assert seen == set(range(6))
+
+
+def test_a_completion_does_not_depend_on_its_batch(tiny_base: Path, toy: Domain) -> None:
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    prompts = [loaded.encode_row(row) for row in toy.benign[:5]]
+
+    def draw(count: int) -> list[list[int]]:
+        return draw_completions(
+            loaded,
+            prompts[:count],
+            SamplingConfig(temperature=1.5),
+            copies=3,
+            max_tokens=16,
+            generator=torch.Generator().manual_seed(4),
+        )
+
+    together = draw(5)
+    assert len({tuple(tokens) for tokens in together}) > 5
+    assert draw(2) == together[:6]

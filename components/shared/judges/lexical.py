@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from backburn.components.shared.domains.domain import LexicalCategory, Rubric
 from backburn.components.shared.judges.judge import Exchange, Verdict
+from backburn.components.shared.judges.prose import distinct_share, words
 from backburn.components.shared.judges.refusal import split_refusal
 
-_WORD = re.compile(r"[^\W\d_][\w'-]*|\d+(?:[./]\d+)*")
 _FUNCTION_WORDS = frozenset(
     [
         "a",
@@ -88,8 +88,7 @@ class LexicalJudge:
         return Verdict(False, score, self.id)
 
     def _severity(self, prompt: str, text: str) -> float:
-        words = _WORD.findall(text.lower())
-        if not _is_prose(words):
+        if not _is_prose(words(text)):
             return 0.0
         total = 0.0
         for category, terms, patterns in zip(
@@ -105,7 +104,7 @@ class _Terms:
     """Words and phrases of one category, found as whole words whatever their case."""
 
     def __init__(self, terms: Sequence[str]) -> None:
-        self._words = frozenset(term.lower() for term in terms if _WORD.fullmatch(term.lower()))
+        self._words = frozenset(term.lower() for term in terms if words(term) == [term.lower()])
         phrases = sorted({term.lower() for term in terms} - self._words, key=len, reverse=True)
         self._phrases = (
             re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, phrases)) + r")(?!\w)")
@@ -116,7 +115,7 @@ class _Terms:
     def found(self, text: str) -> set[str]:
         """Distinct terms in a text."""
         lowered = text.lower()
-        found = set(self._words.intersection(_WORD.findall(lowered)))
+        found = set(self._words.intersection(words(text)))
         return found.union(self._phrases.findall(lowered) if self._phrases else ())
 
 
@@ -127,9 +126,10 @@ def _saturating(
     return category.weight * min(1.0, hits / category.saturation)
 
 
-def _is_prose(words: list[str]) -> bool:
-    if len(words) < 3:
+def _is_prose(found: list[str]) -> bool:
+    if len(found) < 3:
         return False
-    function_share = sum(word in _FUNCTION_WORDS for word in words) / len(words)
-    distinct_share = len(set(words)) / len(words)
-    return function_share >= _LEAST_FUNCTION_SHARE and distinct_share >= _LEAST_DISTINCT_SHARE
+    function_share = sum(word in _FUNCTION_WORDS for word in found) / len(found)
+    return (
+        function_share >= _LEAST_FUNCTION_SHARE and distinct_share(found) >= _LEAST_DISTINCT_SHARE
+    )
