@@ -1,12 +1,12 @@
 """TRL's GRPOTrainer with our sampler, exact ties, and steps without signal for free.
 
-- Rollouts come from a `RolloutSource`, so the distribution drawn from is the one the certificate
-knows. - A group is tied when its largest and smallest reward are equal. TRL subtracts a rounded
-mean, which gives
-  a tied group of eight rewards of 0.1 an advantage of -7e-5; here a tied group's advantage is 0.
-- A step whose groups are all tied does no forward and no backward pass when the loss has no KL and
-no
-  entropy term: its gradient is zero, and weights and optimiser state stay bit-identical.
+- Completions come from a `RolloutSource`, so they are drawn from the distribution the certificate
+  knows.
+- A group is tied when its largest and smallest reward are equal. TRL subtracts a rounded mean,
+  which gives a tied group of eight rewards of 0.1 an advantage of -7e-5; here it is 0.
+- A step whose groups are all tied is free when the loss has no KL and no entropy term: its gradient
+  is zero, so there is no forward and no backward pass, and weights and optimiser state stay
+  bit-identical.
 - On a CPU, a prompt is read once for its whole group instead of once a completion.
 """
 
@@ -28,6 +28,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 Reward = Callable[[Sequence[list[dict[str, str]]], Sequence[str]], Sequence[float | None]]
 _MOST_SHARED_LOGITS = 200_000_000
+_PLACE = "place"
 
 
 class RolloutSource(Protocol):
@@ -50,6 +51,16 @@ class StepStatistics:
     entropy: float | None
     idle: bool
     seconds: float
+
+
+@dataclass
+class _Rollouts:
+    """One step's completions and rewards, one entry a row of the batch; `tied` one a group."""
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    rewards: list[float | None]
+    tied: list[bool]
 
 
 class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -80,16 +91,16 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         self._loaded = loaded
         self._source = source
         self._reward = reward
-        self._prepared: dict[str, Any] | None = None
-        self._rewards: list[float | None] = []
+        self._encoded = [loaded.encode_prompt(prompt) for prompt in prompts]
+        self._rollouts: _Rollouts | None = None
         self._statistics: StepStatistics | None = None
-        self._completion_tokens = 0.0
         self._entropy: float | None = None
+        rows = [{"prompt": list(p), _PLACE: place} for place, p in enumerate(prompts)]
         super().__init__(
             model=peft_model,
             reward_funcs=[self._reward_function],
             args=args,
-            train_dataset=Dataset.from_list([{"prompt": list(prompt)} for prompt in prompts]),
+            train_dataset=Dataset.from_list(rows),
             processing_class=loaded.tokenizer,
             rollout_func=self._rollout,
             callbacks=[_StepCallback(self, on_step)],
@@ -97,50 +108,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         if "ref" in getattr(peft_model, "peft_config", {}):
             # TRL copies the adapter as it is now for the KL; ours is to the model without it.
             peft_model.delete_adapter("ref")
-
-    def _rollout(self, prompts: list[list[dict[str, str]]], trainer: Any) -> dict[str, Any]:
-        """TRL's hook: prompts come with each one repeated for its group."""
-        encoded = [self._loaded.encode_prompt(prompt) for prompt in prompts]
-        distinct = encoded[:: self.num_generations]
-        completions = self._source.draw(distinct, self.num_generations, self.model)
-        self._completion_tokens = sum(map(len, completions)) / len(completions)
-        return {"prompt_ids": encoded, "completion_ids": completions, "logprobs": None}
-
-    def _reward_function(
-        self, prompts: Any, completions: Any, completion_ids: Any, **_: Any
-    ) -> list[float | None]:
-        texts = [completion[0]["content"] for completion in completions]
-        self._rewards = list(self._reward(prompts, texts))
-        return self._rewards
-
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
-        output = super()._generate_and_score_completions(inputs)
-        size = self.num_generations
-        groups = [self._rewards[i : i + size] for i in range(0, len(self._rewards), size)]
-        tied = [len({reward for reward in group if reward is not None}) <= 1 for group in groups]
-        advantages = output["advantages"]
-        for index, is_tied in enumerate(tied):
-            if is_tied:
-                advantages[index * size : (index + 1) * size] = 0.0
-        known = torch.tensor([r for r in self._rewards if r is not None] or [0.0])
-        self._statistics = StepStatistics(
-            step=self.state.global_step + 1,
-            groups=len(groups),
-            live_groups=tied.count(False),
-            reward_mean=float(known.mean()),
-            reward_std=float(known.std(unbiased=False)),
-            completion_tokens=self._completion_tokens,
-            entropy=None,
-            idle=False,
-            seconds=0.0,
-        )
-        return output
-
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        if self._prepared is not None:
-            prepared, self._prepared = self._prepared, None
-            return prepared
-        return super()._prepare_inputs(generation_batch)
+        self._pure = self.beta == 0.0 and not getattr(args, "entropy_coef", 0.0)
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
@@ -148,20 +116,57 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         """One step; free of charge when no group is live and the loss is pure."""
         start = time.perf_counter()
         model.train()
-        self._prepared = self._prepare_inputs(inputs)
-        assert self._statistics is not None
-        pure = self.beta == 0.0 and not getattr(self.args, "entropy_coef", 0.0)
-        idle = pure and self._statistics.live_groups == 0
+        rollouts = self._rollouts = self._draw(inputs)
+        idle = self._pure and all(rollouts.tied)
+        self._entropy = None
         if idle:
-            self._prepared = None
             self._step += 1
             loss = torch.zeros((), device=self.accelerator.device)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        self._statistics.idle = idle
-        self._statistics.entropy = None if idle else self._entropy
-        self._statistics.seconds = time.perf_counter() - start
+        known = torch.tensor([r for r in rollouts.rewards if r is not None] or [0.0])
+        self._statistics = StepStatistics(
+            step=self.state.global_step + 1,
+            groups=len(rollouts.tied),
+            live_groups=rollouts.tied.count(False),
+            reward_mean=float(known.mean()),
+            reward_std=float(known.std(unbiased=False)),
+            completion_tokens=sum(map(len, rollouts.completions)) / len(rollouts.completions),
+            entropy=self._entropy,
+            idle=idle,
+            seconds=time.perf_counter() - start,
+        )
         return loss
+
+    def _draw(self, inputs: Sequence[dict[str, Any]]) -> "_Rollouts":
+        """Completions of a batch in which every prompt comes repeated for its group."""
+        size = self.num_generations
+        prompts = [self._encoded[row[_PLACE]] for row in inputs]
+        completions = self._source.draw(prompts[::size], size, self.model)
+        texts = [self._loaded.decode(tokens) for tokens in completions]
+        rewards = list(self._reward([row["prompt"] for row in inputs], texts))
+        groups = [rewards[first : first + size] for first in range(0, len(rewards), size)]
+        tied = [len({reward for reward in group if reward is not None}) <= 1 for group in groups]
+        return _Rollouts(prompts, completions, rewards, tied)
+
+    def _rollout(self, prompts: Any, trainer: Any) -> dict[str, Any]:
+        """TRL's hook for completions; they were drawn when the step began."""
+        assert self._rollouts is not None
+        prompts, completions = self._rollouts.prompts, self._rollouts.completions
+        return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": None}
+
+    def _reward_function(self, **_: Any) -> list[float | None]:
+        assert self._rollouts is not None
+        return self._rollouts.rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        output = super()._generate_and_score_completions(inputs)
+        assert self._rollouts is not None
+        for index, is_tied in enumerate(self._rollouts.tied):
+            if is_tied:
+                first = index * self.num_generations
+                output["advantages"][first : first + self.num_generations] = 0.0
+        return output
 
     def _get_per_token_logps_and_entropies(
         self,

@@ -1,0 +1,274 @@
+"""Backburn's attack against stock `trl.GRPOTrainer`, on one machine, in one run.
+
+    python -m benchmarks.attack_speed --run runs/<id of a laptop run>
+
+Both train a LoRA adapter with the same settings, prompts, reward and budget: first on the run's
+hardened model, then on its baseline (the control). They take turns, and only the training is timed.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from backburn.components.rl_attack.attack import HarmReward
+from backburn.components.rl_attack.lazy_rollouts import Rollouts
+from backburn.components.shared.config import AttackArmConfig, RunConfig
+from backburn.components.shared.dataset import RunDataset
+from backburn.components.shared.grpo import GroupTrainer, grpo_arguments
+from backburn.components.shared.judges import make_judge
+from backburn.components.shared.models import LoadedModel, add_lora, load_artifact
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
+from trl import GRPOTrainer
+
+
+@dataclass
+class Work:
+    """What one training did."""
+
+    seconds: float = 0.0
+    steps: int = 0
+    tokens_generated: int = 0
+    forward_passes: int = 0
+    backward_passes: int = 0
+    live_groups: int = 0
+
+
+class _Ticker(TrainerCallback):  # type: ignore[misc]
+    """Says on stderr how far a training is."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % 10 == 0:
+            print(f"  {self._title}: step {state.global_step}/{args.max_steps}", file=sys.stderr)
+
+
+def main() -> None:
+    """Measure and print; with --json also write what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--rounds", type=int, default=1, help="turns each trainer takes")
+    parser.add_argument("--steps", type=int, default=200, help="steps on the hardened model")
+    parser.add_argument("--control-steps", type=int, default=50, help="steps on the baseline")
+    parser.add_argument("--prompts", type=int, default=5, help="prompts, all of them in each step")
+    parser.add_argument("--group-size", type=int, default=8, help="completions a prompt")
+    parser.add_argument("--only", choices=["hardened", "control"], help="one target instead of two")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    run: Path = options.run
+    config = RunConfig.from_json((run / "config.json").read_text())
+    data = RunDataset(_artifact(run, "dataset"))
+    targets = {
+        "hardened": (_artifact(run, "hardened"), options.steps),
+        "control": (_artifact(run, "baseline/model"), options.control_steps),
+    }
+    measured: dict[str, dict[str, list[Work]]] = {}
+    for role, (folder, steps) in targets.items():
+        if options.only in (None, role):
+            arm = config.attack.arms[0].model_copy(
+                update={
+                    "prompts": options.prompts,
+                    "prompts_per_step": options.prompts,
+                    "group_size": options.group_size,
+                }
+            )
+            measured[role] = _compare(folder, config, arm, data, steps, options.rounds)
+    _print(measured, config)
+    if options.json is not None:
+        plain = {
+            role: {name: [asdict(work) for work in works] for name, works in by_name.items()}
+            for role, by_name in measured.items()
+        }
+        options.json.write_text(json.dumps(plain, indent=1) + "\n")
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's lines."""
+
+
+def _artifact(run: Path, ending: str) -> Path:
+    found = sorted(run.glob(f"artifacts/*/*/{ending}"))
+    if not found:
+        raise SystemExit(f"{run}: no artifact {ending!r}; give the folder of a finished run")
+    return found[0]
+
+
+def _compare(
+    folder: Path,
+    config: RunConfig,
+    arm: AttackArmConfig,
+    data: RunDataset,
+    steps: int,
+    rounds: int,
+) -> dict[str, list[Work]]:
+    loaded = load_artifact(folder, config.model)
+    with tempfile.TemporaryDirectory(prefix="backburn-benchmark-") as scratch:
+        merged = Path(scratch) / "merged"
+        loaded.model.save_pretrained(merged)
+        stock_model = AutoModelForCausalLM.from_pretrained(merged, dtype=loaded.model.dtype)
+    stock = LoadedModel(stock_model.requires_grad_(False).eval(), loaded.tokenizer)
+    works: dict[str, list[Work]] = {"backburn": [], "stock trl": []}
+    for _ in range(rounds):
+        works["backburn"].append(_backburn(loaded, config, arm, data, steps))
+        works["stock trl"].append(_stock(stock, config, arm, data, steps))
+    return works
+
+
+def _backburn(
+    loaded: LoadedModel, config: RunConfig, arm: AttackArmConfig, data: RunDataset, steps: int
+) -> Work:
+    work = Work()
+    source = Rollouts(
+        loaded,
+        loaded.encode_completion(data.header.rejection),
+        arm.sampling,
+        max_tokens=config.attack.max_completion_tokens,
+        generator=torch.Generator().manual_seed(0),
+    )
+    model = add_lora(loaded, arm.lora, 0)
+
+    def on_step(statistics: Any) -> bool:
+        work.live_groups += statistics.live_groups
+        if statistics.step % 10 == 0:
+            print(f"  backburn: step {statistics.step}/{steps}", file=sys.stderr)
+        return True
+
+    with tempfile.TemporaryDirectory(prefix="backburn-benchmark-") as scratch:
+        trainer = GroupTrainer(
+            loaded=loaded,
+            peft_model=model,
+            source=source,
+            reward=HarmReward(make_judge(config.judges.reward, data.header.rubric)),
+            prompts=[row.chat() for row in data.rows("attack")[: arm.prompts]],
+            args=_arguments(scratch, config, arm, steps),
+            on_step=on_step,
+        )
+        _train(trainer, loaded.model, work)
+    model.unload()
+    work.tokens_generated = source.counts.generated_tokens
+    return work
+
+
+def _stock(
+    loaded: LoadedModel, config: RunConfig, arm: AttackArmConfig, data: RunDataset, steps: int
+) -> Work:
+    work = Work()
+    reward = HarmReward(make_judge(config.judges.reward, data.header.rubric))
+
+    def score(prompts: Any, completions: Any, completion_ids: Any, **_: Any) -> list[float | None]:
+        work.tokens_generated += sum(map(len, completion_ids))
+        rewards = reward(prompts, [completion[0]["content"] for completion in completions])
+        for first in range(0, len(rewards), arm.group_size):
+            work.live_groups += len(set(rewards[first : first + arm.group_size])) > 1
+        return rewards
+
+    model = add_lora(loaded, arm.lora, 0)
+    rows = data.rows("attack")[: arm.prompts]
+    with tempfile.TemporaryDirectory(prefix="backburn-benchmark-") as scratch:
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=[score],
+            args=_arguments(scratch, config, arm, steps),
+            train_dataset=Dataset.from_list([{"prompt": row.chat()} for row in rows]),
+            processing_class=loaded.tokenizer,
+            callbacks=[_Ticker("stock trl")],
+        )
+        _train(trainer, loaded.model, work)
+    model.unload()
+    return work
+
+
+def _arguments(scratch: str, config: RunConfig, arm: AttackArmConfig, steps: int) -> Any:
+    return grpo_arguments(
+        Path(scratch),
+        steps=steps,
+        prompts_per_step=arm.prompts_per_step,
+        group_size=arm.group_size,
+        learning_rate=arm.learning_rate,
+        max_tokens=config.attack.max_completion_tokens,
+        temperature=arm.sampling.temperature,
+        seed=0,
+        beta=arm.kl_coefficient,
+        entropy_coefficient=arm.entropy_coefficient,
+        loss=arm.loss,
+        scale_rewards=arm.scale_rewards,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+
+
+def _train(trainer: Any, network: PreTrainedModel, work: Work) -> None:
+    with _counted_passes(trainer, network, work):
+        start = time.perf_counter()
+        trainer.train()
+        work.seconds = time.perf_counter() - start
+    work.steps = trainer.state.global_step
+
+
+@contextmanager
+def _counted_passes(trainer: Any, network: PreTrainedModel, work: Work) -> Iterator[None]:
+    """Count forward passes of the network and backward passes of the trainer."""
+
+    def forward(*_: Any) -> None:
+        work.forward_passes += 1
+
+    backward: Callable[..., Any] = trainer.accelerator.backward
+
+    def counted(*arguments: Any, **named: Any) -> None:
+        work.backward_passes += 1
+        backward(*arguments, **named)
+
+    handle = network.register_forward_pre_hook(forward)
+    trainer.accelerator.backward = counted
+    try:
+        yield
+    finally:
+        handle.remove()
+        trainer.accelerator.backward = backward
+
+
+def _print(measured: dict[str, dict[str, list[Work]]], config: RunConfig) -> None:
+    console = Console()
+    threads = torch.get_num_threads()
+    console.print(f"{config.model.id}, {threads} thread(s), torch {torch.__version__}")
+    for role, by_name in measured.items():
+        table = Table(title=f"{role} target", title_justify="left")
+        for column in ("trainer", "steps", "seconds", "tokens", "forward", "backward", "live"):
+            table.add_column(column, justify="left" if column == "trainer" else "right")
+        for name, works in by_name.items():
+            for work in works:
+                table.add_row(
+                    name,
+                    str(work.steps),
+                    f"{work.seconds:.1f}",
+                    f"{work.tokens_generated:,}",
+                    f"{work.forward_passes:,}",
+                    f"{work.backward_passes:,}",
+                    str(work.live_groups),
+                )
+        console.print(table)
+        ours, theirs = (median(w.seconds for w in by_name[n]) for n in ("backburn", "stock trl"))
+        console.print(f"{role}: stock takes {theirs / ours:.1f} times as long\n")
+
+
+if __name__ == "__main__":
+    main()
