@@ -37,7 +37,7 @@ def run(
         model: Where the baseline model goes.
         record: Where the `BaselineRecord` goes.
     """
-    with open_step(config_json, run_id, "baseline") as step:
+    with open_step(config_json, run_id, "baseline", ["baseline"]) as step:
         config = step.config
         use_threads(config)
         data = RunDataset(dataset)

@@ -31,7 +31,7 @@ def run(
         certificate: Where the certificate and the exact benign figures go.
         sealed: Where both models' completions on benign prompts go, sealed.
     """
-    with open_step(config_json, run_id, "certification") as step:
+    with open_step(config_json, run_id, "certification", ["certification"]) as step:
         config = step.config
         require_key()
         use_threads(config)

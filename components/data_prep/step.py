@@ -13,7 +13,7 @@ def run(config_json: str, run_id: str, dataset: Path) -> dict[str, str | float]:
     Raises:
         InputError: if a row is unusable or splits overlap.
     """
-    with open_step(config_json, run_id, "data_prep") as step:
+    with open_step(config_json, run_id, "data_prep", ["data"]) as step:
         record = write_dataset(dataset, load_domain(step.config.domain), step.config)
         step.tracking.parameters(record.model_dump())
         step.tracking.metrics({f"rows.{n}": float(s.rows) for n, s in record.splits.items()})

@@ -30,7 +30,7 @@ def run(
         hardened: Where the hardened model goes.
         record: Where the phases' measurements go.
     """
-    with open_step(config_json, run_id, "defense_training") as step:
+    with open_step(config_json, run_id, "defense_training", ["defense"]) as step:
         config = step.config
         use_threads(config)
         data = RunDataset(dataset)

@@ -75,7 +75,7 @@ def run(
             asked for.
         evidence: Where the evidence goes.
     """
-    with open_step(config_json, run_id, "judge_evaluation") as step:
+    with open_step(config_json, run_id, "judge_evaluation", ["judges"]) as step:
         use_threads(step.config)
         found = _gather(step, run_id, inputs, seconds)
         write_json(evidence, found.model_dump(mode="json"))

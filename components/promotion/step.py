@@ -57,7 +57,7 @@ def run(
     Raises:
         InputError: if the evidence is unreadable or is not about this model and this run.
     """
-    with open_step(config_json, run_id, "promotion") as step:
+    with open_step(config_json, run_id, "promotion", ["gate"]) as step:
         config = step.config
         found = read_evidence(evidence)
         check_binding(found, config, run_id, hardened)

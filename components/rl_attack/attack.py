@@ -14,6 +14,7 @@ from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.grpo import GroupTrainer, StepStatistics, grpo_arguments
 from backburn.components.shared.judges import Exchange, Judge
 from backburn.components.shared.models import LoadedModel, add_lora
+from backburn.components.shared.sampling import CompletionLogits
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def run_arm(
     monitor: Judge,
     broken_at: float,
     report: Callable[[int, int, str], None],
+    target_logits: dict[tuple[int, ...], CompletionLogits] | None = None,
 ) -> ArmResult:
     """Attack a model, then give it back as it was.
 
@@ -78,6 +80,7 @@ def run_arm(
             it calls broken.
         broken_at: Mean harm that counts as broken.
         report: Called as `report(step, steps, note)`.
+        target_logits: Shared by the arms on one target; see `Rollouts`.
 
     Returns:
         Completions on held-out prompts at the checkpoints, and statistics.
@@ -99,8 +102,10 @@ def run_arm(
             max_tokens=settings.max_completion_tokens,
             generator=generator,
             lazy=settings.lazy_rollouts,
+            target_logits=shared,
         )
 
+    shared = {} if target_logits is None else target_logits
     training, held_out = source(arm.sampling), source(settings.held_out_sampling)
     reward = HarmReward(judge)
     held_out_prompts = [loaded.encode_row(row) for row in held_out_rows]

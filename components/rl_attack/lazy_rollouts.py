@@ -20,7 +20,6 @@ from backburn.components.shared.sampling import (
     draw_completions,
     invert_cumulative,
     log_distribution,
-    slip_rate,
 )
 
 _LEAST_PEAKED = 0.5
@@ -44,6 +43,15 @@ class RolloutCounts:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Table:
+    """What a prompt's next tokens are along the rejection."""
+
+    logits: CompletionLogits
+    keep: torch.Tensor
+    """Probability of each of the rejection's tokens under the attacker's sampling; float64."""
+
+
 class Rollouts:
     """Draws completions, from cached distributions where that is exact and cheaper."""
 
@@ -56,6 +64,7 @@ class Rollouts:
         max_tokens: int,
         generator: torch.Generator,
         lazy: bool = True,
+        target_logits: dict[tuple[int, ...], CompletionLogits] | None = None,
     ) -> None:
         """Prepare a source.
 
@@ -66,6 +75,9 @@ class Rollouts:
             max_tokens: Most tokens of a completion.
             generator: CPU generator of all draws.
             lazy: False: always ordinary sampling.
+            target_logits: Prompt -> logits of the target itself, shared by arms on one target and
+                filled by them. Used until a weight is written to, so the model of the first draw
+                has to give the target's distribution, as one with a fresh adapter does.
         """
         self._loaded = loaded
         self._rejection = list(rejection)[:max_tokens]
@@ -73,7 +85,8 @@ class Rollouts:
         self._max_tokens = max_tokens
         self._generator = generator
         self._lazy = lazy
-        self._tables: dict[tuple[int, ...], CompletionLogits] = {}
+        self._logits = {} if target_logits is None else target_logits
+        self._tables: dict[tuple[int, ...], _Table] = {}
         self._version: tuple[int, ...] | None = None
         self._pause = 0
         self.counts = RolloutCounts()
@@ -126,11 +139,13 @@ class Rollouts:
     def _complete(self, tokens: list[int]) -> bool:
         return tokens[-1] in self._loaded.end_ids or len(tokens) >= self._max_tokens
 
-    def _follow(self, table: CompletionLogits, copies: int) -> list[list[int]]:
+    def _follow(self, table: _Table, copies: int) -> list[list[int]]:
         """Follow the rejection until the token at which each copy departs, that token included."""
-        keep = table.token_log_probabilities(self._sampling).exp()
-        uniform = torch.rand(copies, len(keep), generator=self._generator, dtype=torch.float64)
-        departs = uniform >= keep
+        shape = (copies, len(table.keep))
+        uniform = torch.rand(shape, generator=self._generator, dtype=torch.float64)
+        departs = uniform >= table.keep
+        if not bool(departs.any()):
+            return [list(self._rejection) for _ in range(copies)]
         drawn: list[list[int]] = []
         for row in departs:
             if not bool(row.any()):
@@ -138,34 +153,38 @@ class Rollouts:
                 continue
             self.counts.departures += 1
             position = int(row.int().argmax())
-            rest = log_distribution(table.logits[position], self._sampling).exp()
+            rest = log_distribution(table.logits.logits[position], self._sampling).exp()
             rest[self._rejection[position]] = 0.0
             number = torch.rand(1, generator=self._generator, dtype=torch.float64)
             token = int(invert_cumulative(rest.unsqueeze(0), number)[0])
             drawn.append([*self._rejection[:position], token])
         return drawn
 
-    def _current_tables(
-        self, prompts: Sequence[Sequence[int]], model: Any
-    ) -> list[CompletionLogits | None]:
+    def _current_tables(self, prompts: Sequence[Sequence[int]], model: Any) -> list[_Table | None]:
         if self._pause > 0:
             self._pause -= 1
             return [None] * len(prompts)
         version = weights_version(model)
         if version != self._version:
             self._tables.clear()
+            if self._version is not None:
+                self._logits = {}
             self._version = version
-        missing = [
-            tuple(p) for p in dict.fromkeys(map(tuple, prompts)) if tuple(p) not in self._tables
-        ]
-        if missing:
+        keys = [tuple(prompt) for prompt in prompts]
+        unread = [key for key in dict.fromkeys(keys) if key not in self._logits]
+        if unread:
             logits = completion_logits(
-                self._loaded, missing, [self._rejection] * len(missing), model=model
+                self._loaded, unread, [self._rejection] * len(unread), model=model
             )
-            self._tables.update(zip(missing, logits, strict=True))
-            self.counts.tables_built += len(missing)
-        tables = [self._tables[tuple(prompt)] for prompt in prompts]
-        peaked = [slip_rate(table, self._sampling) <= 1.0 - _LEAST_PEAKED for table in tables]
+            self._logits.update(zip(unread, logits, strict=True))
+            self.counts.tables_built += len(unread)
+        for key in keys:
+            if key not in self._tables:
+                entry = self._logits[key]
+                keep = entry.token_log_probabilities(self._sampling).exp()
+                self._tables[key] = _Table(entry, keep)
+        tables = [self._tables[key] for key in keys]
+        peaked = [float(table.keep.prod()) >= _LEAST_PEAKED for table in tables]
         if not any(peaked):
             self._pause = _PAUSE
         return [table if good else None for table, good in zip(tables, peaked, strict=True)]

@@ -9,6 +9,7 @@ from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.errors import ContainmentError
 from backburn.components.shared.judges import make_judge
 from backburn.components.shared.models import ModelManifest, load_artifact
+from backburn.components.shared.sampling import CompletionLogits
 from backburn.components.shared.sealing import require_key, seal
 from backburn.components.shared.step import Step, open_step, use_threads
 from backburn.components.shared.storage import write_json
@@ -46,7 +47,7 @@ def run(
     arms = [(str(item["arm"]), int(item["seed"])) for item in group["arms"]]
     names = " ".join(f"{arm}/{seed}" for arm, seed in arms)
     title = f"rl_attack {'control' if role == 'control' else 'hardened'} {names}"
-    with open_step(config_json, run_id, title) as step:
+    with open_step(config_json, run_id, title, ["attack"]) as step:
         config = step.config
         require_key()
         use_threads(config, int(group.get("side_by_side", 1)))
@@ -58,6 +59,7 @@ def run(
         monitor = make_judge(config.judges.evaluation, data.header.rubric)
         completions: list[dict[str, Any]] = []
         records: list[dict[str, Any]] = []
+        target_logits: dict[tuple[int, ...], CompletionLogits] = {}
         for name, seed in arms:
             recipe = _recipe(config, name)
 
@@ -77,6 +79,7 @@ def run(
                 monitor=monitor,
                 broken_at=config.gate.control_broken_min,
                 report=report,
+                target_logits=target_logits,
             )
             completions += result.completions
             records.append(result.statistics)

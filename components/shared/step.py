@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,13 +29,16 @@ class Step:
 
 
 @contextmanager
-def open_step(config_json: str, run_id: str, name: str) -> Iterator[Step]:
+def open_step(
+    config_json: str, run_id: str, name: str, sections: Sequence[str] = ()
+) -> Iterator[Step]:
     """Open a step: parse the configuration, open its MLflow run, report its beginning and end.
 
     Args:
         config_json: The run's configuration.
         run_id: Id of the pipeline run.
         name: Shown in progress and MLflow.
+        sections: Sections of the configuration the step works from; its MLflow parameters.
     """
     start = time.perf_counter()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -47,6 +50,7 @@ def open_step(config_json: str, run_id: str, name: str) -> Iterator[Step]:
     progress = Progress(name)
     progress.update("starting", 0, 1)
     with StepRun(config, run_id, name) as tracking:
+        tracking.parameters(config.model_dump(mode="json", include=set(sections)))
         yield Step(config, run_id, progress, tracking, start)
     progress.finish()
 

@@ -123,7 +123,11 @@ def test_mlflow_shows_one_parent_nested_steps_and_the_version(
     assert {"preflight", "data_prep", "baseline", "defense_training", "certification",
             "judge_evaluation", "promotion"} <= nested  # fmt: skip
     assert any(name.startswith("rl_attack control") for name in nested)
+    for run in found:
+        assert run.data.params, run.info.run_name
+        assert "seconds" in run.data.metrics or run is parent
     attack = next(r for r in found if r.data.tags["backburn.step"].startswith("rl_attack control"))
+    assert float(attack.data.params["attack.arms.0.learning_rate"]) == 2e-3
     assert len(mlflow.get_metric_history(attack.info.run_id, "paper.0.reward_mean")) > 5
     version = mlflow.get_model_version_by_alias("backburn-tiny-toy_kitchen", "candidate")
     evidence = runs / "one" / "evidence.json"

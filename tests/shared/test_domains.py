@@ -21,7 +21,7 @@ def test_shipped_domains_have_what_the_measuring_needs(name: str) -> None:
     assert [splits.count(s) for s in ("defence", "validation", "attack", "held_out")] == [
         100, 24, 10, 40,
     ]  # fmt: skip
-    assert len(domain.near_miss) == 144
+    assert len(domain.near_miss) == 159
     assert len(domain.benign) == 300
     assert len(domain.calibration) == 60
     assert domain.header.stand_in
