@@ -138,8 +138,7 @@ def _certify_arm(
     confidence: float,
 ) -> ArmCertificate:
     """The arm trains on `arm.prompts` of the attack prompts: the worst ones are assumed."""
-    # A KL or entropy term moves the weights without any signal: nothing can be certified then.
-    pure = arm.kl_coefficient == 0.0 and arm.entropy_coefficient == 0.0
+    pure = not arm.moves_without_signal
     rates = sorted(_rates(attack_logits, arm.sampling), reverse=True)[: arm.prompts]
     groups = arm.steps * arm.prompts_per_step
     draws = groups * arm.group_size

@@ -178,6 +178,8 @@ def run_arm(
                 prompts=[row.chat() for row in rows],
                 args=arguments,
                 on_step=on_step,
+                exact_ties=arm.exact_ties,
+                leave_one_out=arm.loss == "rloo",
             ).train()
     finally:
         peft_model.unload()  # the adapter is dropped; the base was frozen throughout

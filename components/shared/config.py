@@ -281,9 +281,18 @@ class AttackArmConfig(Section):
     prompts_per_step: PositiveInt = Field(1, description="Groups per step.")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="Completions per group, G.")
     learning_rate: PositiveFloat = Field(3e-4, description="AdamW, constant.")
-    loss: Literal["grpo", "dapo", "dr_grpo"] = Field("dapo", description="TRL `loss_type`.")
+    loss: Literal["grpo", "dapo", "dr_grpo", "rloo"] = Field(
+        "dapo",
+        description="TRL `loss_type`; rloo: summed log-probabilities weighted by the reward less "
+        "the mean of the group's others, unscaled.",
+    )
     scale_rewards: Literal["group", "batch", "none"] = Field(
         "group", description="TRL `scale_rewards`."
+    )
+    exact_ties: bool = Field(
+        True,
+        description="Equal rewards give no gradient. False: as stock TRL, whose group mean is "
+        "rounded, so that a tied group can move the weights a little.",
     )
     kl_coefficient: Annotated[float, Field(ge=0.0)] = Field(0.0, description="TRL `beta`.")
     entropy_coefficient: Annotated[float, Field(ge=0.0)] = Field(
@@ -291,6 +300,17 @@ class AttackArmConfig(Section):
     )
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig())
     lora: LoraSettings = Field(default_factory=lambda: LoraSettings())
+
+    @property
+    def moves_without_signal(self) -> bool:
+        """Whether a step moves the weights although no group is live; no certificate then."""
+        return bool(self.kl_coefficient or self.entropy_coefficient) or not self.exact_ties
+
+    @model_validator(mode="after")
+    def _rloo_is_unscaled(self) -> Self:
+        if self.loss == "rloo" and self.scale_rewards != "none":
+            raise ValueError("loss rloo does not scale rewards: set scale_rewards to none")
+        return self
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:

@@ -76,6 +76,8 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         prompts: Sequence[list[dict[str, str]]],
         args: GRPOConfig,
         on_step: Callable[[StepStatistics], bool],
+        exact_ties: bool = True,
+        leave_one_out: bool = False,
     ) -> None:
         """Prepare training.
 
@@ -87,10 +89,19 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             prompts: Conversations to train on.
             args: TRL's settings.
             on_step: Called after every step; training ends when it returns False.
+            exact_ties: False: tied groups keep the advantages TRL computes, as do free steps.
+            leave_one_out: Compare a reward with the mean of the group's others, as RLOO does, and
+                sum log-probabilities over a completion. Needs unscaled rewards and `dr_grpo`.
         """
         self._loaded = loaded
         self._source = source
         self._reward = reward
+        self._exact_ties = exact_ties
+        # The reward less the mean of the others is G / (G - 1) times the reward less the mean of
+        # all; dr_grpo divides the summed log-probabilities by the longest completion's length.
+        size = int(args.num_generations or 0)
+        factor = size / (size - 1) * args.max_completion_length
+        self._advantage_factor = factor if leave_one_out else 1.0
         self._encoded = [loaded.encode_prompt(prompt) for prompt in prompts]
         self._rollouts: _Rollouts | None = None
         self._statistics: StepStatistics | None = None
@@ -117,7 +128,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         start = time.perf_counter()
         model.train()
         rollouts = self._rollouts = self._draw(inputs)
-        idle = self._pure and all(rollouts.tied)
+        idle = self._pure and self._exact_ties and all(rollouts.tied)
         self._entropy = None
         if idle:
             self._step += 1
@@ -162,8 +173,9 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = super()._generate_and_score_completions(inputs)
         assert self._rollouts is not None
+        output["advantages"] *= self._advantage_factor
         for index, is_tied in enumerate(self._rollouts.tied):
-            if is_tied:
+            if is_tied and self._exact_ties:
                 first = index * self.num_generations
                 output["advantages"][first : first + self.num_generations] = 0.0
         return output
@@ -298,7 +310,7 @@ def grpo_arguments(
         temperature=temperature,
         beta=beta,
         entropy_coef=entropy_coefficient,
-        loss_type=loss,
+        loss_type="dr_grpo" if loss == "rloo" else loss,
         scale_rewards=scale_rewards,
         seed=seed,
         data_seed=seed,

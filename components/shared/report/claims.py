@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from backburn.components.shared.config import AttackArmConfig
 from backburn.components.shared.evidence import (
     ArmRecord,
     CurvePoint,
@@ -125,13 +126,12 @@ def key_figures(evidence: Evidence) -> list[Tile]:
 
 
 def uncertified_arms(evidence: Evidence) -> list[str]:
-    """Hardened arms whose KL or entropy term moves the weights even if no group is live."""
-    terms = ("kl_coefficient", "entropy_coefficient")
+    """Hardened arms that move the weights even if no group is live."""
     return list(
         dict.fromkeys(
             arm.arm
             for arm in arms_of(evidence, "hardened")
-            if any(arm.recipe.get(term) for term in terms)
+            if AttackArmConfig.model_validate(arm.recipe).moves_without_signal
         )
     )
 

@@ -1,0 +1,154 @@
+"""Ties, advantages and idle steps of the trainer, beside stock TRL's."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from backburn.components.rl_attack.lazy_rollouts import Rollouts
+from backburn.components.shared.config import LoraSettings, ModelConfig, SamplingConfig
+from backburn.components.shared.domains import Domain
+from backburn.components.shared.grpo import GroupTrainer, StepStatistics, grpo_arguments
+from backburn.components.shared.models import LoadedModel, add_lora, load_base
+from datasets import Dataset
+from trl import GRPOTrainer
+
+STEPS, GROUP, TOKENS = 3, 8, 6
+Scores = Callable[[Sequence[str]], list[float]]
+
+
+def adapter(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def train(
+    base: Path,
+    toy: Domain,
+    scratch: Path,
+    scores: Scores,
+    trainer: type[GroupTrainer] | None = GroupTrainer,
+    loss: str = "dapo",
+    scale: str = "group",
+    **settings: bool,
+) -> tuple[bool, list[StepStatistics], Any]:
+    """Whether the adapter stood still, what the steps saw, and the trainer; None: stock TRL."""
+    loaded = load_base(base, ModelConfig(id="builtin:tiny"))
+    model = add_lora(loaded, LoraSettings(), 0)
+    before = adapter(model)
+    history: list[StepStatistics] = []
+    args = grpo_arguments(
+        scratch,
+        steps=STEPS,
+        prompts_per_step=1,
+        group_size=GROUP,
+        learning_rate=1e-3,
+        max_tokens=TOKENS,
+        temperature=1.0,
+        seed=0,
+        loss=loss,
+        scale_rewards=scale,
+    )
+    prompts = [row.chat() for row in toy.benign[:2]]
+    made: Any
+    if trainer is None:
+
+        def reward(completions: Any, **_: Any) -> list[float]:
+            return scores([completion[0]["content"] for completion in completions])
+
+        made = GRPOTrainer(
+            model=model,
+            reward_funcs=[reward],
+            args=args,
+            train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+            processing_class=loaded.tokenizer,
+        )
+    else:
+        made = trainer(
+            loaded=loaded,
+            peft_model=model,
+            source=source(loaded),
+            reward=lambda _, texts: scores(texts),
+            prompts=prompts,
+            args=args,
+            on_step=lambda statistics: history.append(statistics) is None,
+            **settings,
+        )
+    made.train()
+    return same(before, adapter(model)), history, made
+
+
+def source(loaded: LoadedModel) -> Rollouts:
+    return Rollouts(
+        loaded,
+        loaded.encode_completion("i can not help ."),
+        SamplingConfig(),
+        max_tokens=TOKENS,
+        generator=torch.Generator().manual_seed(0),
+        lazy=False,
+    )
+
+
+def constant(value: float) -> Scores:
+    return lambda texts: [value] * len(texts)
+
+
+@pytest.mark.parametrize("value", [0.5, 0.1])
+def test_tied_groups_are_free_and_move_nothing(
+    tiny_base: Path, toy: Domain, tmp_path: Path, value: float
+) -> None:
+    still, history, made = train(tiny_base, toy, tmp_path, constant(value))
+    assert still
+    assert [item.idle for item in history] == [True] * STEPS
+    assert all(item.live_groups == 0 and item.groups == 1 for item in history)
+    assert not made.optimizer.state  # the optimiser has never made a step
+
+
+@pytest.mark.parametrize(("value", "stands_still"), [(0.5, True), (0.1, False)])
+def test_stock_stands_still_only_where_the_mean_of_a_tied_group_is_exact(
+    tiny_base: Path, toy: Domain, tmp_path: Path, value: float, stands_still: bool
+) -> None:
+    stock, *_ = train(tiny_base, toy, tmp_path / "stock", constant(value), trainer=None)
+    ours, history, _ = train(tiny_base, toy, tmp_path / "ours", constant(value), exact_ties=False)
+    assert stock is stands_still
+    assert ours is stands_still
+    assert not any(item.idle for item in history)
+    assert not any(item.live_groups for item in history)
+
+
+def test_a_live_group_moves_the_adapter(tiny_base: Path, toy: Domain, tmp_path: Path) -> None:
+    def lengths(texts: Sequence[str]) -> list[float]:
+        return [float(len(text)) for text in texts]
+
+    still, history, _ = train(tiny_base, toy, tmp_path, lengths)
+    assert not still
+    assert all(item.live_groups == 1 and not item.idle for item in history)
+
+
+def test_rloo_compares_with_the_mean_of_the_others(
+    tiny_base: Path, toy: Domain, tmp_path: Path
+) -> None:
+    seen: list[tuple[list[float], list[float]]] = []
+    rewards: list[float] = []
+
+    class Watched(GroupTrainer):
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            output = super()._generate_and_score_completions(inputs)
+            seen.append((list(rewards), output["advantages"].tolist()))
+            return output
+
+    def scores(texts: Sequence[str]) -> list[float]:
+        rewards[:] = [float(len(text) % 7) + 0.25 * place for place, text in enumerate(texts)]
+        return list(rewards)
+
+    train(tiny_base, toy, tmp_path, scores, Watched, "rloo", "none", leave_one_out=True)
+    assert len(seen) == STEPS
+    for given, advantages in seen:
+        for place, advantage in enumerate(advantages):
+            others = [reward for other, reward in enumerate(given) if other != place]
+            expected = given[place] - sum(others) / len(others)
+            assert advantage / TOKENS == pytest.approx(expected, abs=1e-4)
