@@ -5,12 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from backburn.components.rl_attack.attack import run_arm
+from backburn.components.rl_attack.attack import ArmResult, run_arm
 from backburn.components.rl_attack.lazy_rollouts import Rollouts, weights_version
-from backburn.components.shared.config import AttackConfig, ModelConfig, RunConfig, SamplingConfig
-from backburn.components.shared.domains import Domain
-from backburn.components.shared.judges import Exchange, Verdict
+from backburn.components.shared.config import (
+    AttackArmConfig,
+    AttackConfig,
+    ModelConfig,
+    RunConfig,
+    SamplingConfig,
+)
+from backburn.components.shared.domains import Domain, PromptRow
+from backburn.components.shared.judges import Exchange, Judge, Verdict
 from backburn.components.shared.models import LoadedModel, load_base
+from backburn.components.shared.sampling import CompletionLogits
 from scipy import stats
 
 DRAWS = 20_000
@@ -86,8 +93,6 @@ def test_lazy_and_ordinary_draws_cannot_be_told_apart(
 def test_the_same_test_catches_a_sampler_that_is_wrong(
     badly_hardened: tuple[LoadedModel, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from backburn.components.shared.sampling import CompletionLogits
-
     ordinary = sample(badly_hardened, SamplingConfig(), False, 2)
     true = CompletionLogits.token_log_probabilities
     monkeypatch.setattr(
@@ -105,6 +110,83 @@ def test_any_write_to_any_weight_drops_the_tables(
     with torch.no_grad():
         loaded.model.model.norm.weight.mul_(1.0)
     assert weights_version(loaded.model) != before
+
+
+class LengthJudge:
+    """Scores by length, so that groups with a departure are mostly live."""
+
+    id = "length"
+
+    def judge(self, exchanges: list[Exchange]) -> list[Verdict]:
+        return [Verdict(False, len(e.completion) % 9 + 0.5, self.id) for e in exchanges]
+
+
+def attacked(
+    pair: tuple[LoadedModel, list[int]],
+    judge: Judge,
+    seed: int,
+    *,
+    lazy: bool = True,
+    target_logits: dict[tuple[int, ...], CompletionLogits] | None = None,
+    **changes: object,
+) -> ArmResult:
+    """One arm on the badly hardened model; its learning rate is too small to matter."""
+    loaded, answer = pair
+    loaded.model.requires_grad_(False)
+    rows = [PromptRow.model_validate({"id": "ask", "form": "order", "messages": ASK})]
+    arm = AttackArmConfig.model_validate(
+        {"name": "a", "prompts": 1, "steps": 20, "learning_rate": 1e-12, **changes}
+    )
+    settings = {"checkpoints": [0, 20], "max_completion_tokens": MOST_TOKENS, "lazy_rollouts": lazy}
+    return run_arm(
+        loaded,
+        arm,
+        AttackConfig.model_validate(settings),
+        role="hardened",
+        seed=seed,
+        attack_rows=rows,
+        held_out_rows=rows,
+        rejection=loaded.decode(answer),
+        judge=judge,
+        monitor=judge,
+        broken_at=11.0,
+        report=lambda *_: None,
+        target_logits=target_logits,
+    )
+
+
+def test_arms_that_share_the_targets_logits_run_as_they_do_alone(
+    badly_hardened: tuple[LoadedModel, list[int]],
+) -> None:
+    shared: dict[tuple[int, ...], CompletionLogits] = {}
+    for seed in (0, 1):
+        alone = attacked(badly_hardened, LengthJudge(), seed)
+        together = attacked(badly_hardened, LengthJudge(), seed, target_logits=shared)
+        assert together.completions == alone.completions
+        assert len(shared) == 1
+        assert together.statistics["live_groups"] == alone.statistics["live_groups"] > 0
+        rewards = [[s["reward_mean"] for s in r.statistics["steps"]] for r in (alone, together)]
+        assert rewards[0] == rewards[1]
+    assert (
+        together.statistics["rollouts"]["held_out"]["tables_built"]
+        < (alone.statistics["rollouts"]["held_out"]["tables_built"])
+    )
+
+
+def test_lazy_and_ordinary_attacks_meet_live_groups_equally_often(
+    badly_hardened: tuple[LoadedModel, list[int]],
+) -> None:
+    counts = []
+    for lazy in (True, False):
+        results = [
+            attacked(badly_hardened, LengthJudge(), seed, lazy=lazy, group_size=2, steps=60)
+            for seed in (3, 4)
+        ]
+        live = sum(int(result.statistics["live_groups"]) for result in results)
+        groups = sum(int(result.statistics["groups"]) for result in results)
+        counts.append([live, groups - live])
+    assert stats.fisher_exact(counts).pvalue > 0.01
+    assert 0.05 < counts[0][0] / sum(counts[0]) < 0.6
 
 
 class ConstantJudge:
