@@ -38,6 +38,8 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 
+from benchmarks.runs import artifact, config_of
+
 
 @dataclass
 class Work:
@@ -76,11 +78,11 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     run: Path = options.run
-    config = RunConfig.from_json((run / "config.json").read_text())
-    data = RunDataset(_artifact(run, "dataset"))
+    config = config_of(run)
+    data = RunDataset(artifact(run, "dataset"))
     targets = {
-        "hardened": (_artifact(run, "hardened"), options.steps),
-        "control": (_artifact(run, "baseline/model"), options.control_steps),
+        "hardened": (artifact(run, "hardened"), options.steps),
+        "control": (artifact(run, "baseline/model"), options.control_steps),
     }
     measured: dict[str, dict[str, list[Work]]] = {}
     for role, (folder, steps) in targets.items():
@@ -104,13 +106,6 @@ def main() -> None:
 
 class _Raw(argparse.RawDescriptionHelpFormatter):
     """Keeps the description's lines."""
-
-
-def _artifact(run: Path, ending: str) -> Path:
-    found = sorted(run.glob(f"artifacts/*/*/{ending}"))
-    if not found:
-        raise SystemExit(f"{run}: no artifact {ending!r}; give the folder of a finished run")
-    return found[0]
 
 
 def _compare(
@@ -158,7 +153,7 @@ def _backburn(
             loaded=loaded,
             peft_model=model,
             source=source,
-            reward=HarmReward(make_judge(config.judges.reward, data.header.rubric)),
+            reward=HarmReward(make_judge(config.judges.reward, data.header.rubric), arm),
             prompts=[row.chat() for row in data.rows("attack")[: arm.prompts]],
             args=_arguments(scratch, config, arm, steps),
             on_step=on_step,
@@ -173,7 +168,7 @@ def _stock(
     loaded: LoadedModel, config: RunConfig, arm: AttackArmConfig, data: RunDataset, steps: int
 ) -> Work:
     work = Work()
-    reward = HarmReward(make_judge(config.judges.reward, data.header.rubric))
+    reward = HarmReward(make_judge(config.judges.reward, data.header.rubric), arm)
 
     def score(prompts: Any, completions: Any, completion_ids: Any, **_: Any) -> list[float | None]:
         work.tokens_generated += sum(map(len, completion_ids))

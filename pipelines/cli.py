@@ -205,6 +205,26 @@ def domains() -> None:
 
 
 @app.command()
+def arms() -> None:
+    """List the shipped attack arms, to be named in a recipe's attack.arms."""
+    from backburn.pipelines.recipes import shipped_arms
+
+    table = Table("name", "differs from the defaults in", "after")
+    for name, settings in shipped_arms().items():
+        changes = {k: v for k, v in settings.items() if k not in ("name", "source")}
+        shown = ", ".join(f"{key}: {value}" for key, value in changes.items())
+        table.add_row(name, shown or "nothing", settings.get("source", ""))
+    console = _console()
+    console.print(table)
+    console.print(
+        "All of them: --set 'attack.arms=[matrix]'. One, changed: "
+        "--set 'attack.arms=[{like: harm-rlvr, steps: 100}]'",
+        highlight=False,
+        markup=False,
+    )
+
+
+@app.command()
 def schema(
     kind: Annotated[str, typer.Argument(help="config, evidence, decision or summary.")] = "config",
 ) -> None:

@@ -14,14 +14,19 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from backburn.components.shared.config import AttackArmConfig, RunConfig, SamplingConfig
+from backburn.components.shared.config import (
+    AttackArmConfig,
+    PromptStyle,
+    RunConfig,
+    SamplingConfig,
+)
 from backburn.components.shared.dataset import RunDataset
-from backburn.components.shared.domains import PromptRow
+from backburn.components.shared.domains.domain import Split
 from backburn.components.shared.evidence import ArmCertificate, CertificateRecord, SlipRecord
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import CompletionLogits, completion_logits, slip_rate
 
-CERTIFIED_SPLITS = ("held_out", "attack", "validation", "defence")
+CERTIFIED_SPLITS: tuple[Split, ...] = ("held_out", "attack", "validation", "defence")
 
 
 def certify(
@@ -45,14 +50,12 @@ def certify(
     rejection = loaded.encode_completion(dataset.header.rejection)
     rejection = rejection[: config.attack.max_completion_tokens]
     confidence = config.certification.confidence
-    rows = {split: dataset.rows(split) for split in CERTIFIED_SPLITS}
-    logits: dict[str, list[CompletionLogits]] = {}
+    read = _Reader(loaded, dataset, rejection)
     slips: list[SlipRecord] = []
     for done, split in enumerate(CERTIFIED_SPLITS):
-        prompts = [loaded.encode_row(row) for row in rows[split]]
-        logits[split] = completion_logits(loaded, prompts, [rejection] * len(prompts))
+        entries = read(split, PromptStyle())
         for temperature in config.certification.temperatures:
-            rates = _rates(logits[split], SamplingConfig(temperature=temperature))
+            rates = _rates(entries, SamplingConfig(temperature=temperature))
             slips.append(
                 SlipRecord(
                     split=split,
@@ -70,18 +73,19 @@ def certify(
             f"{split}: slip rate {slips[-1].mean:.1e} at the hottest",
         )
     arms = [
-        _certify_arm(arm, seed, rows["attack"], logits["attack"], logits["held_out"], confidence)
+        _certify_arm(arm, seed, read, confidence)
         for arm in config.attack.arms
         for seed in arm.seeds
     ]
-    held_out = _rates(logits["held_out"], SamplingConfig())
+    held_out = _rates(read("held_out", PromptStyle()), SamplingConfig())
+    names = [row.id for row in dataset.rows("held_out")]
     return CertificateRecord(
         rejection_tokens=len(rejection),
         confidence=confidence,
         slip_rates=slips,
         arms=arms,
         run_probability=math.prod(arm.probability for arm in arms),
-        per_prompt={row.id: rate for row, rate in zip(rows["held_out"], held_out, strict=True)},
+        per_prompt=dict(zip(names, held_out, strict=True)),
         seconds=time.perf_counter() - start,
     )
 
@@ -129,21 +133,38 @@ def mean_upper_bound(rates: Sequence[float], confidence: float) -> float:
     return share * max(rates) + (1.0 - share)
 
 
+class _Reader:
+    """Logits of the rejection after the prompts of a split, put to the model in a style."""
+
+    def __init__(self, loaded: LoadedModel, dataset: RunDataset, rejection: Sequence[int]) -> None:
+        self._loaded = loaded
+        self._dataset = dataset
+        self._rejection = rejection
+        self._known: dict[tuple[str, str], list[CompletionLogits]] = {}
+
+    def __call__(self, split: Split, style: PromptStyle) -> list[CompletionLogits]:
+        key = split, style.model_dump_json()
+        if key not in self._known:
+            prompts = [self._loaded.encode_row(row, style) for row in self._dataset.rows(split)]
+            completions = [self._rejection] * len(prompts)
+            self._known[key] = completion_logits(self._loaded, prompts, completions)
+        return self._known[key]
+
+
 def _certify_arm(
-    arm: AttackArmConfig,
-    seed: int,
-    attack_rows: Sequence[PromptRow],
-    attack_logits: Sequence[CompletionLogits],
-    held_out_logits: Sequence[CompletionLogits],
-    confidence: float,
+    arm: AttackArmConfig, seed: int, read: _Reader, confidence: float
 ) -> ArmCertificate:
-    """The arm trains on `arm.prompts` of the attack prompts: the worst ones are assumed."""
+    """The arm trains on `arm.prompts` prompts: the worst ones it might choose are assumed."""
     pure = not arm.moves_without_signal
-    rates = sorted(_rates(attack_logits, arm.sampling), reverse=True)[: arm.prompts]
+    entries = read("attack", arm.style)
+    missing = arm.prompts - len(entries)
+    rates = sorted(_rates(entries, arm.sampling), reverse=True)[: arm.prompts]
+    if missing > 0:
+        further = _rates(read("defence", arm.style), arm.sampling)
+        rates += sorted(further, reverse=True)[:missing]
     groups = arm.steps * arm.prompts_per_step
     draws = groups * arm.group_size
-    assert len(rates) == min(arm.prompts, len(attack_rows))
-    unseen = _rates(held_out_logits, arm.sampling)
+    unseen = _rates(read("held_out", arm.style), arm.sampling)
     covered = covered_share(len(unseen), confidence) ** arm.prompts
     return ArmCertificate(
         arm=arm.name,

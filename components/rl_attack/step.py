@@ -73,6 +73,7 @@ def run(
                 role=role,
                 seed=seed,
                 attack_rows=data.rows("attack"),
+                defence_rows=data.rows("defence"),
                 held_out_rows=data.rows("held_out"),
                 rejection=data.header.rejection,
                 judge=judge,

@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -257,12 +257,26 @@ class DefenseConfig(Section):
         return self
 
 
+class PromptStyle(Section):
+    """How a conversation is put to the model."""
+
+    template: Literal["model", "plain"] = Field(
+        "model",
+        description="model: the tokenizer's chat template; plain: lines of `User: ...` and "
+        "`Assistant:`, without any special token of a chat.",
+    )
+    system_prompt: str | None = Field(
+        None, description="Replaces the system message; default: the prompt's, or the template's."
+    )
+
+
 class AttackArmConfig(Section):
     """One attack recipe; each of its seeds is an arm."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")] = Field(
         description="Short name used in reports."
     )
+    source: str = Field("", description="Where the recipe comes from, for the report.")
     seeds: Annotated[list[int], Field(min_length=1)] = Field(
         default_factory=lambda: [0, 1, 2], description="One hardened arm per seed."
     )
@@ -276,7 +290,9 @@ class AttackArmConfig(Section):
         50, description="Optimiser steps against the unhardened model; stops once broken."
     )
     prompts: Annotated[int, Field(ge=1)] = Field(
-        5, description="Attack prompts the arm trains on (the paper uses 1 to 5)."
+        5,
+        description="Prompts the arm trains on: attack prompts and, if these do not suffice, "
+        "defence prompts. The paper uses 1 to 5.",
     )
     prompts_per_step: PositiveInt = Field(1, description="Groups per step.")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="Completions per group, G.")
@@ -299,6 +315,18 @@ class AttackArmConfig(Section):
         0.0, description="TRL `entropy_coef`: an adaptive attacker's exploration bonus."
     )
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig())
+    reward_levels: Annotated[list[float], Field(min_length=2)] | None = Field(
+        None,
+        description="Discrete reward: harm 0 to 10 is divided evenly among these, lowest first. "
+        "Default: harm / 10.",
+    )
+    reward_per_word: float = Field(
+        0.0, description="Added to the reward for each word of a completion, refusals included."
+    )
+    style: PromptStyle = Field(default_factory=lambda: PromptStyle())
+    adapter: Literal["lora", "full"] = Field(
+        "lora", description="full: every weight is trained, in memory, and put back afterwards."
+    )
     lora: LoraSettings = Field(default_factory=lambda: LoraSettings())
 
     @property
@@ -310,6 +338,14 @@ class AttackArmConfig(Section):
     def _rloo_is_unscaled(self) -> Self:
         if self.loss == "rloo" and self.scale_rewards != "none":
             raise ValueError("loss rloo does not scale rewards: set scale_rewards to none")
+        return self
+
+    @model_validator(mode="after")
+    def _full_has_no_reference(self) -> Self:
+        if self.adapter == "full" and self.kl_coefficient:
+            raise ValueError(
+                "kl_coefficient needs adapter lora: a full fine-tuning keeps no reference model"
+            )
         return self
 
     @model_validator(mode="after")
@@ -508,13 +544,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _attack_fits_data(self) -> Self:
+        most = self.data.attack_prompts + self.data.defence_prompts
         for arm in self.attack.arms:
-            if arm.prompts > self.data.attack_prompts:
+            if arm.prompts > most:
                 raise ValueError(
                     f"attack arm {arm.name!r} wants {arm.prompts} prompts, but "
-                    f"data.attack_prompts is "
-                    f"{self.data.attack_prompts}: lower the arm's prompts or raise "
-                    f"data.attack_prompts"
+                    f"data.attack_prompts and data.defence_prompts make {most}: lower the arm's "
+                    f"prompts or raise data.attack_prompts"
                 )
         return self
 
@@ -556,7 +592,12 @@ class RunConfig(Section):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def configure(values: dict[str, Any], overrides: Sequence[str], origin: str) -> RunConfig:
+def configure(
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    origin: str,
+    complete: Callable[[dict[str, Any]], None] = lambda values: None,
+) -> RunConfig:
     """Apply overrides to a recipe's values, then validate.
 
     Args:
@@ -564,6 +605,7 @@ def configure(values: dict[str, Any], overrides: Sequence[str], origin: str) -> 
         overrides: `a.b=value` strings; values are read as YAML. List items are addressed by
             position, for example `attack.arms.0.steps=50`.
         origin: Where the values come from, for error messages.
+        complete: Replaces names by what they stand for, in place; before and after the overrides.
 
     Returns:
         The validated configuration.
@@ -571,6 +613,7 @@ def configure(values: dict[str, Any], overrides: Sequence[str], origin: str) -> 
     Raises:
         InputError: with every problem found, each with its dotted path and the fix.
     """
+    complete(values)
     problems = [
         problem
         for override in overrides
@@ -578,6 +621,7 @@ def configure(values: dict[str, Any], overrides: Sequence[str], origin: str) -> 
     ]
     if problems:
         raise InputError("\n".join(problems))
+    complete(values)
     return validate_config(values, origin)
 
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
+from backburn.components.shared.config import PromptStyle
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import positions, read_sequences
 from datasets import Dataset
@@ -76,6 +77,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         prompts: Sequence[list[dict[str, str]]],
         args: GRPOConfig,
         on_step: Callable[[StepStatistics], bool],
+        style: PromptStyle | None = None,
         exact_ties: bool = True,
         leave_one_out: bool = False,
     ) -> None:
@@ -83,12 +85,13 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
 
         Args:
             loaded: Tokenizer and settings of the model.
-            peft_model: The model with the adapter to train.
+            peft_model: The model with the adapter to train, or without one to train it whole.
             source: Draws the completions.
             reward: Reward of completions, given conversations and completion texts.
             prompts: Conversations to train on.
             args: TRL's settings.
             on_step: Called after every step; training ends when it returns False.
+            style: How the conversations are put to the model.
             exact_ties: False: tied groups keep the advantages TRL computes, as do free steps.
             leave_one_out: Compare a reward with the mean of the group's others, as RLOO does, and
                 sum log-probabilities over a completion. Needs unscaled rewards and `dr_grpo`.
@@ -102,7 +105,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         size = int(args.num_generations or 0)
         factor = size / (size - 1) * args.max_completion_length
         self._advantage_factor = factor if leave_one_out else 1.0
-        self._encoded = [loaded.encode_prompt(prompt) for prompt in prompts]
+        self._encoded = [loaded.encode_prompt(prompt, style) for prompt in prompts]
         self._rollouts: _Rollouts | None = None
         self._statistics: StepStatistics | None = None
         self._entropy: float | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backburn.components.shared.config import LoraSettings, ModelConfig
+from backburn.components.shared.config import LoraSettings, ModelConfig, PromptStyle
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.packed_linear import pack_linear_layers
@@ -80,16 +80,26 @@ class LoadedModel:
         ends.update(configured if isinstance(configured, list) else [configured])
         return tuple(sorted(int(end) for end in ends if end is not None))
 
-    def encode_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, chat template and generation prompt included."""
-        ids = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+    def encode_prompt(
+        self, messages: Sequence[dict[str, str]], style: PromptStyle | None = None
+    ) -> list[int]:
+        """Token ids of a conversation up to where the answer begins; default: the model's style."""
+        style = style or PromptStyle()
+        if style.system_prompt is not None:
+            system = {"role": "system", "content": style.system_prompt}
+            messages = [system, *(m for m in messages if m["role"] != "system")]
+        if style.template == "plain":
+            lines = [f"{m['role'].capitalize()}: {m['content']}\n" for m in messages]
+            ids = self.tokenizer.encode("".join(lines) + "Assistant:")
+        else:
+            ids = self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
         return [int(token) for token in ids]
 
-    def encode_row(self, row: PromptRow) -> list[int]:
+    def encode_row(self, row: PromptRow, style: PromptStyle | None = None) -> list[int]:
         """Token ids of a prompt row."""
-        return self.encode_prompt(row.chat())
+        return self.encode_prompt(row.chat(), style)
 
     def encode_completion(self, text: str) -> list[int]:
         """Token ids of a completion that ends at once: the text, then the end token."""

@@ -1,17 +1,31 @@
-"""The shipped recipes, and reading a recipe by name or path."""
+"""The shipped recipes and attack arms, and reading a recipe by name or path."""
 
+import copy
 import difflib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from backburn.components.shared.config import RunConfig, configure
 from backburn.components.shared.errors import InputError
 
+_ARMS = Path(__file__).with_name("arms.yaml")
+_ALL = "matrix"
+
 
 def shipped_recipes() -> dict[str, Path]:
     """Recipe name -> file."""
-    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+    files = sorted(Path(__file__).parent.glob("*.yaml"))
+    return {path.stem: path for path in files if path != _ARMS}
+
+
+@cache
+def shipped_arms() -> dict[str, dict[str, Any]]:
+    """Attack arms by name: what each sets, `name` included."""
+    arms = yaml.safe_load(_ARMS.read_text(encoding="utf-8"))
+    return {name: {"name": name, **settings} for name, settings in arms.items()}
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -44,4 +58,35 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         values = {}
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
-    return configure(values, overrides, origin=f"recipe {recipe}")
+    return configure(values, overrides, f"recipe {recipe}", _name_arms)
+
+
+def _name_arms(values: dict[str, Any]) -> None:
+    """Replace the names of shipped arms in `attack.arms` by their settings, in place."""
+    attack = values.get("attack")
+    if not isinstance(attack, dict) or not isinstance(attack.get("arms"), list):
+        return
+    arms: list[Any] = []
+    for place, entry in enumerate(attack["arms"]):
+        if isinstance(entry, str):
+            arms += _arms_like(entry, {}, place)
+        elif isinstance(entry, dict) and "like" in entry:
+            changes = {key: value for key, value in entry.items() if key != "like"}
+            arms += _arms_like(str(entry["like"]), changes, place)
+        else:
+            arms.append(entry)
+    attack["arms"] = arms
+
+
+def _arms_like(name: str, changes: dict[str, Any], place: int) -> list[dict[str, Any]]:
+    """An arm with changes; for all arms of the matrix, an arm's own settings come first."""
+    known = shipped_arms()
+    if name == _ALL:
+        return [{**changes, **copy.deepcopy(arm)} for arm in known.values()]
+    if name not in known:
+        close = difflib.get_close_matches(name, [*known, _ALL], n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise InputError(
+            f"attack.arms.{place}: no shipped arm {name!r}; `backburn arms` lists them.{hint}"
+        )
+    return [{**copy.deepcopy(known[name]), **changes}]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from backburn.components.shared.config import RunConfig, config_schema, configure
 from backburn.components.shared.errors import InputError
-from backburn.pipelines.recipes import load_recipe, shipped_recipes
+from backburn.pipelines.recipes import load_recipe, shipped_arms, shipped_recipes
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -84,3 +84,48 @@ def test_equal_configurations_have_equal_digests() -> None:
     assert load_recipe("laptop").digest() == load_recipe("laptop").digest()
     assert load_recipe("laptop").digest() != load_recipe("laptop", ["seed=1"]).digest()
     assert set(shipped_recipes()) >= {"smoke", "laptop"}
+
+
+def test_arms_are_named_and_changed() -> None:
+    changed = "attack.arms=[paper, {like: harm-rlvr, steps: 7, seeds: [4]}]"
+    paper, other = load_recipe("smoke", [changed]).attack.arms
+    assert (paper.name, other.name) == ("paper", "harm-rlvr")
+    assert (other.prompts, other.steps, other.seeds) == (64, 7, [4])
+    assert other.reward_levels == [0.0, 0.1, 0.5, 0.8, 1.0]
+    assert "2510.15499" in other.source
+
+
+def test_the_matrix_holds_every_shipped_arm_and_arms_keep_their_own_settings() -> None:
+    arms = load_recipe(
+        "laptop", ["attack.arms=[{like: matrix, learning_rate: 5e-4, seeds: [0]}]"]
+    ).attack.arms
+    assert [arm.name for arm in arms] == list(shipped_arms())
+    rates = {arm.name: arm.learning_rate for arm in arms}
+    assert rates["paper"] == 5e-4
+    assert rates["rate-high"] == 1e-3
+    assert all(arm.seeds == [0] for arm in arms)
+    assert {arm.loss for arm in arms} == {"grpo", "dapo", "dr_grpo", "rloo"}
+    assert {4, 8, 16} <= {arm.group_size for arm in arms}
+    assert {1, 5, 64} <= {arm.prompts for arm in arms}
+    assert {"lora", "full"} == {arm.adapter for arm in arms}
+    assert {1.0, 1.5, 2.0} <= {arm.sampling.temperature for arm in arms}
+
+
+def test_an_unknown_arm_is_named_with_its_place() -> None:
+    with pytest.raises(
+        InputError, match=r"attack\.arms\.1: no shipped arm 'grp-oblitt'.*grp-oblit"
+    ):
+        load_recipe("smoke", ["attack.arms=[paper, grp-oblitt]"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("{like: loss-rloo, scale_rewards: group}", "loss rloo does not scale"),
+        ("{like: full, kl_coefficient: 0.1}", "needs adapter lora"),
+        ("{like: harm-rlvr, prompts: 500}", "wants 500 prompts"),
+    ],
+)
+def test_arms_that_make_no_sense_are_refused(changes: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe("laptop", [f"attack.arms=[{changes}]"])

@@ -1,0 +1,22 @@
+"""What the benchmarks take from a finished run's folder."""
+
+from pathlib import Path
+
+from backburn.components.shared.config import RunConfig
+
+
+def artifact(run: Path, ending: str) -> Path:
+    """An artifact of a run, by the end of its path.
+
+    Raises:
+        SystemExit: if the run has none.
+    """
+    found = sorted(run.glob(f"artifacts/*/*/{ending}"))
+    if not found:
+        raise SystemExit(f"{run}: no artifact {ending!r}; give the folder of a finished run")
+    return found[0]
+
+
+def config_of(run: Path) -> RunConfig:
+    """The configuration a run had."""
+    return RunConfig.from_json((run / "config.json").read_text(encoding="utf-8"))

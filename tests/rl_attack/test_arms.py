@@ -1,0 +1,136 @@
+"""What an arm's settings do: its reward, its prompts, its style, and full fine-tuning."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from backburn.components.rl_attack.attack import ArmResult, HarmReward, run_arm
+from backburn.components.shared.config import (
+    AttackArmConfig,
+    AttackConfig,
+    ModelConfig,
+    PromptStyle,
+)
+from backburn.components.shared.domains import Domain
+from backburn.components.shared.judges import Exchange, Judge, Verdict
+from backburn.components.shared.models import LoadedModel, load_base
+
+
+class DigitJudge:
+    """Reads the score off the completion; no digit, no score."""
+
+    id = "digit"
+
+    def judge(self, exchanges: list[Exchange]) -> list[Verdict]:
+        words = [exchange.completion.split()[0] for exchange in exchanges]
+        return [Verdict(False, float(w) if w.isdigit() else None, self.id) for w in words]
+
+
+class LengthJudge:
+    id = "length"
+
+    def judge(self, exchanges: list[Exchange]) -> list[Verdict]:
+        return [Verdict(False, len(e.completion) % 9 + 0.5, self.id) for e in exchanges]
+
+
+def arm(**settings: object) -> AttackArmConfig:
+    return AttackArmConfig.model_validate({"name": "a", **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0.0, 0.3, 1.0, None]),
+        ({"reward_levels": [0.0, 1.0]}, [0.0, 0.0, 1.0, None]),
+        ({"reward_levels": [0.0, 0.1, 0.5, 0.8, 1.0]}, [0.0, 0.1, 1.0, None]),
+        ({"reward_per_word": 0.02}, [0.04, 0.34, 1.06, None]),
+    ],
+)
+def test_rewards_are_shaped_as_the_arm_says(
+    settings: dict[str, object], expected: list[float | None]
+) -> None:
+    reward = HarmReward(DigitJudge(), arm(**settings))
+    texts = ["0 no", "3 some", "10 and more", "nothing"]
+    given = reward([[{"role": "user", "content": "x"}]] * 4, texts)
+    assert given == pytest.approx(expected)
+    assert reward.calls == 4
+    reward([[{"role": "user", "content": "x"}]] * 4, texts)
+    assert reward.calls == 4
+
+
+def attack(
+    loaded: LoadedModel, toy: Domain, judge: Judge | None = None, **settings: object
+) -> ArmResult:
+    judge = judge or LengthJudge()
+    rows = {s: [r for r in toy.forbidden if r.split == s] for s in ("attack", "defence")}
+    return run_arm(
+        loaded,
+        arm(steps=3, learning_rate=1e-3, **settings),
+        AttackConfig.model_validate({"checkpoints": [0, 3], "max_completion_tokens": 6}),
+        role="hardened",
+        seed=0,
+        attack_rows=rows["attack"],
+        defence_rows=rows["defence"],
+        held_out_rows=rows["defence"][:2],
+        rejection=toy.header.rejection,
+        judge=judge,
+        monitor=judge,
+        broken_at=11.0,
+        report=lambda *_: None,
+    )
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_the_target_is_given_back_bit_for_bit(tiny_base: Path, toy: Domain, adapter: str) -> None:
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    loaded.model.requires_grad_(False)
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    moved: list[float] = []
+
+    class Spy(LengthJudge):
+        """Looks at the weights while the attack is on."""
+
+        def judge(self, exchanges: list[Exchange]) -> list[Verdict]:
+            now = loaded.model.state_dict()
+            moved.append(
+                max(float((now[n] - v).abs().max()) for n, v in before.items() if n in now)
+            )
+            return super().judge(exchanges)
+
+    result = attack(loaded, toy, Spy(), adapter=adapter)
+    assert result.statistics["live_groups"] > 0
+    assert (max(moved) > 0) is (adapter == "full")
+    after = loaded.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+def test_an_arm_takes_defence_prompts_when_attack_prompts_run_out(
+    tiny_base: Path, toy: Domain
+) -> None:
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    loaded.model.requires_grad_(False)
+    attack_ids = {row.id for row in toy.forbidden if row.split == "attack"}
+    wanted = len(attack_ids) + 3
+    few = attack(loaded, toy, prompts=2).statistics["prompt_ids"]
+    many = attack(loaded, toy, prompts=wanted).statistics["prompt_ids"]
+    assert set(few) < attack_ids
+    assert len(set(many)) == wanted
+    assert attack_ids < set(many)
+
+
+def test_a_style_replaces_the_template_and_the_system_message(tiny_base: Path) -> None:
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    messages = [{"role": "system", "content": "old"}, {"role": "user", "content": "who is anna"}]
+    own = loaded.tokenizer.decode(loaded.encode_prompt(messages))
+    other = loaded.tokenizer.decode(
+        loaded.encode_prompt(messages, PromptStyle(system_prompt="anna"))
+    )
+    plain = loaded.encode_prompt(messages, PromptStyle(template="plain"))
+    assert loaded.encode_prompt(messages, PromptStyle()) == loaded.encode_prompt(messages)
+    assert other != own
+    assert "old" not in other
+    special = set(loaded.tokenizer.all_special_ids) - {loaded.tokenizer.unk_token_id}
+    assert not special.intersection(plain)
