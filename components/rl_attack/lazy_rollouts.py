@@ -7,7 +7,7 @@ because at each position the rejection's token is taken with its own probability
 with the rest's, renormalised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,6 +88,8 @@ class Rollouts:
         self._logits = {} if target_logits is None else target_logits
         self._tables: dict[tuple[int, ...], _Table] = {}
         self._version: tuple[int, ...] | None = None
+        self._network: Any = None
+        self._parameters: list[torch.nn.Parameter] = []
         self._pause = 0
         self.counts = RolloutCounts()
 
@@ -164,7 +166,9 @@ class Rollouts:
         if self._pause > 0:
             self._pause -= 1
             return [None] * len(prompts)
-        version = weights_version(model)
+        if self._network is not model:
+            self._network, self._parameters = model, list(model.parameters())
+        version = weights_version(self._parameters)
         if version != self._version:
             self._tables.clear()
             if self._version is not None:
@@ -190,9 +194,8 @@ class Rollouts:
         return [table if good else None for table, good in zip(tables, peaked, strict=True)]
 
 
-def weights_version(model: Any) -> tuple[int, ...]:
-    """Changes whenever any weight is written to, in place or by replacement."""
-    version: list[int] = []
-    for parameter in model.parameters():
-        version += [parameter._version, parameter.data_ptr()]
-    return tuple(version)
+def weights_version(parameters: Iterable[torch.nn.Parameter]) -> tuple[int, ...]:
+    """Changes whenever a weight is written to, in place or by giving it other data."""
+    return tuple(
+        number for parameter in parameters for number in (parameter._version, parameter.data_ptr())
+    )

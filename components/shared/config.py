@@ -280,8 +280,9 @@ class AttackArmConfig(Section):
     seeds: Annotated[list[int], Field(min_length=1)] = Field(
         default_factory=lambda: [0, 1, 2], description="One hardened arm per seed."
     )
-    control_seeds: Annotated[list[int], Field(min_length=1)] = Field(
-        default_factory=lambda: [0], description="One control arm per seed, on the baseline model."
+    control_seeds: list[int] = Field(
+        default_factory=lambda: [0],
+        description="One control arm per seed, on the baseline model; at least one arm needs one.",
     )
     steps: Annotated[int, Field(gt=0, le=ATTACK_STEP_HARD_CAP)] = Field(
         200, description="Optimiser steps against the hardened model."
@@ -397,6 +398,16 @@ class AttackConfig(Section):
     def _checkpoints_ascend(cls, value: list[int]) -> list[int]:
         if value[0] != 0 or sorted(set(value)) != value:
             raise ValueError("checkpoints must start at 0 and ascend, for example [0, 10, 25, 50]")
+        return value
+
+    @field_validator("arms")
+    @classmethod
+    def _some_control(cls, value: list[AttackArmConfig]) -> list[AttackArmConfig]:
+        if not any(arm.control_seeds for arm in value):
+            raise ValueError(
+                "no arm has control_seeds: without a control that breaks the unhardened model, an "
+                "attack that fails proves nothing"
+            )
         return value
 
     @field_validator("arms")

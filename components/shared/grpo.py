@@ -10,9 +10,10 @@
 - On a CPU, a prompt is read once for its whole group instead of once a completion.
 """
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +53,21 @@ class StepStatistics:
     entropy: float | None
     idle: bool
     seconds: float
+
+
+class _OnePass(torch.utils.data.Sampler[int]):
+    """Epoch after epoch of a sampler as one: starting an epoch costs as much as an idle step."""
+
+    def __init__(self, epochs: torch.utils.data.Sampler[int], rows: int) -> None:
+        self._epochs = epochs
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[int]:
+        again = itertools.chain.from_iterable(iter(self._epochs) for _ in itertools.count())
+        return itertools.islice(again, self._rows)
+
+    def __len__(self) -> int:
+        return self._rows
 
 
 @dataclass
@@ -109,6 +125,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         self._rollouts: _Rollouts | None = None
         self._statistics: StepStatistics | None = None
         self._entropy: float | None = None
+        self._idle = False
         rows = [{"prompt": list(p), _PLACE: place} for place, p in enumerate(prompts)]
         super().__init__(
             model=peft_model,
@@ -129,9 +146,8 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """One step; free of charge when no group is live and the loss is pure."""
         start = time.perf_counter()
-        model.train()
         rollouts = self._rollouts = self._draw(inputs)
-        idle = self._pure and self._exact_ties and all(rollouts.tied)
+        self._idle = idle = self._pure and self._exact_ties and all(rollouts.tied)
         self._entropy = None
         if idle:
             self._step += 1
@@ -151,6 +167,13 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             seconds=time.perf_counter() - start,
         )
         return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return torch.zeros(()) if self._idle else super()._clip_grad_norm(model)
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> torch.utils.data.Sampler[int]:
+        rows = self.args.max_steps * self.args.generation_batch_size
+        return _OnePass(super()._get_train_sampler(dataset), rows)
 
     def _draw(self, inputs: Sequence[dict[str, Any]]) -> "_Rollouts":
         """Completions of a batch in which every prompt comes repeated for its group."""

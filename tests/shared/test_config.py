@@ -124,8 +124,9 @@ def test_an_unknown_arm_is_named_with_its_place() -> None:
         ("{like: loss-rloo, scale_rewards: group}", "loss rloo does not scale"),
         ("{like: full, kl_coefficient: 0.1}", "needs adapter lora"),
         ("{like: harm-rlvr, prompts: 500}", "wants 500 prompts"),
+        ("{like: paper, control_seeds: []}", "no arm has control_seeds"),
     ],
 )
-def test_arms_that_make_no_sense_are_refused(changes: str, message: str) -> None:
+def test_impossible_arms_are_refused(changes: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_recipe("laptop", [f"attack.arms=[{changes}]"])
