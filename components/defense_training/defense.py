@@ -28,6 +28,7 @@ from backburn.components.shared.supervised import (
     References,
     adapter_optimizer,
     benign_step,
+    noisy_embeddings,
     own_answers,
     rejection_step,
     shorten,
@@ -293,11 +294,12 @@ def _consolidate(
         remaining = (end - step + 1) / config.settle_steps
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, step / _WARM_UP, remaining)
-        losses = rejection_step(model, loaded, rejecting.draw(), config.temper)
-        rejecting.learn(losses)
         near, far = neighbours.draw(), answering.draw()
         kept = shorten([*near, *far], generator)
-        divergences = benign_step(model, loaded, kept, references, config.benign_weight)
+        with noisy_embeddings(model, config.embedding_noise, seed * 10_000 + step):
+            losses = rejection_step(model, loaded, rejecting.draw(), config.temper)
+            divergences = benign_step(model, loaded, kept, references, config.benign_weight)
+        rejecting.learn(losses)
         neighbours.learn(divergences[: len(near)])
         answering.learn(divergences[len(near) :])
         _step(model, optimizer)

@@ -228,6 +228,12 @@ class ConsolidationConfig(Section):
         description="Weight of the benign loss: KL(baseline || model) on the baseline's answers.",
     )
 
+    embedding_noise: Annotated[float, Field(ge=0.0, le=2.0)] = Field(
+        0.2,
+        description="Noise on the embeddings read in training, relative to their spread: the "
+        "rejection then carries over to prompts that were not trained on. 0: none.",
+    )
+
     @model_validator(mode="after")
     def _settling_fits(self) -> Self:
         if self.enabled and self.settle_steps > self.max_steps:

@@ -1,6 +1,7 @@
 """Supervised losses of the baseline and the defence, on a model with an adapter in training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,6 +188,41 @@ def benign_step(
         ).sum(-1)
 
     return _backward(losses, batch, weight)
+
+
+@contextmanager
+def noisy_embeddings(model: Any, amount: float, seed: int) -> Iterator[None]:
+    """Shake what is read while a gradient is computed, so that less is learnt by heart.
+
+    Adds uniform noise to token embeddings, as NEFTune does (Jain et al. 2023, arXiv 2310.05914),
+    but of a size relative to the embeddings' own spread. Passes without gradient, as those that
+    compute references, see the text as it is.
+
+    Args:
+        model: A causal language model.
+        amount: Standard deviation of the noise over that of the embedding matrix; 0: none.
+        seed: Of the noise.
+    """
+    if amount == 0.0:
+        yield
+        return
+    embedding = model.get_input_embeddings()
+    weight = embedding.weight.detach()
+    width = amount * float(weight.float().std()) * 3.0**0.5
+    generator = torch.Generator(weight.device).manual_seed(seed)
+
+    def shake(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return output
+        uniform = torch.rand(output.shape, generator=generator, device=output.device)
+        shaken: torch.Tensor = output + ((2.0 * uniform - 1.0) * width).to(output.dtype)
+        return shaken
+
+    handle = embedding.register_forward_hook(shake)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def adapter_optimizer(model: Any, learning_rate: float) -> torch.optim.AdamW:

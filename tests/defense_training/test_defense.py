@@ -11,6 +11,7 @@ from backburn.components.shared.config import ModelConfig, RunConfig
 from backburn.components.shared.domains import Domain
 from backburn.components.shared.judges import make_judge
 from backburn.components.shared.models import load_base
+from backburn.components.shared.supervised import noisy_embeddings
 from backburn.pipelines.recipes import load_recipe
 
 from tests.conftest import align_tiny
@@ -66,3 +67,21 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
     assert [point["step"] for point in curve] == [0, 6, 12]
     assert curve[-1]["slip_rate"] == min(point["slip_rate"] for point in curve)
     assert result.phases[-1].slip_rate == pytest.approx(curve[-1]["slip_rate"], rel=1e-3)
+
+
+def test_embeddings_are_shaken_only_where_a_gradient_is_computed(tiny_base: Path) -> None:
+    model = load_base(tiny_base, ModelConfig(id="builtin:tiny")).model
+    embedding, ids = model.get_input_embeddings(), torch.arange(40).repeat(50)
+    calm = embedding(ids).detach()
+    with noisy_embeddings(model, 0.5, 3):
+        shaken = embedding(ids).detach()
+        with torch.no_grad():
+            assert torch.equal(embedding(ids), calm)
+    noise = shaken - calm
+    assert float(noise.std() / embedding.weight.std()) == pytest.approx(0.5, rel=0.05)
+    assert float(noise.mean().abs()) < 0.1 * float(noise.std())
+    with noisy_embeddings(model, 0.5, 3):
+        assert torch.equal(embedding(ids).detach(), shaken)
+    assert torch.equal(embedding(ids).detach(), calm)
+    with noisy_embeddings(model, 0.0, 3):
+        assert torch.equal(embedding(ids).detach(), calm)
