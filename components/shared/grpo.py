@@ -4,9 +4,9 @@
   knows.
 - A group is tied when its largest and smallest reward are equal. TRL subtracts a rounded mean,
   which gives a tied group of eight rewards of 0.1 an advantage of -7e-5; here it is 0.
-- A step whose groups are all tied is free when the loss has no KL and no entropy term: its gradient
-  is zero, so there is no forward and no backward pass, and weights and optimiser state stay
-  bit-identical.
+- A step whose groups are all tied needs no forward and no backward pass when the loss has no KL and
+  no entropy term: its gradient is zero. Until the first live group, weights and optimiser state
+  stay bit-identical; after it, AdamW's momentum goes on moving the weights, as it does in TRL.
 - On a CPU, a prompt is read once for its whole group instead of once a completion.
 """
 
@@ -140,6 +140,8 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             # TRL copies the adapter as it is now for the KL; ours is to the model without it.
             peft_model.delete_adapter("ref")
         self._pure = self.beta == 0.0 and not getattr(args, "entropy_coef", 0.0)
+        self._trained = [p for p in peft_model.parameters() if p.requires_grad]
+        self._moved = False
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
@@ -152,8 +154,12 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         if idle:
             self._step += 1
             loss = torch.zeros((), device=self.accelerator.device)
+            if self._moved:  # a gradient of 0 still lets AdamW's momentum move the weights
+                for parameter in self._trained:
+                    parameter.grad = torch.zeros_like(parameter)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
+            self._moved = True
         known = torch.tensor([r for r in rollouts.rewards if r is not None] or [0.0])
         self._statistics = StepStatistics(
             step=self.state.global_step + 1,

@@ -129,6 +129,35 @@ def test_a_live_group_moves_the_adapter(tiny_base: Path, toy: Domain, tmp_path: 
     assert all(item.live_groups == 1 and not item.idle for item in history)
 
 
+def test_momentum_moves_the_weights_in_idle_steps_as_it_does_in_stock(
+    tiny_base: Path, toy: Domain, tmp_path: Path
+) -> None:
+    """The first step is live; then all rewards are equal, with an exact mean."""
+    ends = []
+    for exact_ties in (True, False):
+        calls = iter(range(STEPS))
+        firsts: list[dict[str, torch.Tensor]] = []
+
+        class Watched(GroupTrainer):
+            def training_step(self, model: Any, *arguments: Any, **named: Any) -> torch.Tensor:
+                firsts.append(adapter(model))  # noqa: B023
+                return super().training_step(model, *arguments, **named)
+
+        def scores(texts: Sequence[str]) -> list[float]:
+            live = next(calls) == 0  # noqa: B023
+            return [float(place) if live else 0.5 for place in range(len(texts))]
+
+        _, history, made = train(
+            tiny_base, toy, tmp_path / str(exact_ties), scores, Watched, exact_ties=exact_ties
+        )
+        assert [item.live_groups for item in history] == [1, 0, 0]
+        assert [item.idle for item in history] == [False, exact_ties, exact_ties]
+        assert not same(firsts[1], firsts[2])  # the second step, without signal, moved the adapter
+        ends.append(adapter(made.model))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-5, atol=1e-7)
+
+
 def test_rloo_compares_with_the_mean_of_the_others(
     tiny_base: Path, toy: Domain, tmp_path: Path
 ) -> None:
