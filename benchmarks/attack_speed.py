@@ -82,7 +82,7 @@ def main() -> None:
     data = RunDataset(artifact(run, "dataset"))
     targets = {
         "hardened": (artifact(run, "hardened"), options.steps),
-        "control": (artifact(run, "baseline/model"), options.control_steps),
+        "control": (artifact(run, "model"), options.control_steps),
     }
     measured: dict[str, dict[str, list[Work]]] = {}
     for role, (folder, steps) in targets.items():
