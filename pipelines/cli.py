@@ -73,10 +73,10 @@ def run(
     _settle_environment()
     check_run(config)
 
-    from backburn.components.data_prep.splits import make_splits
+    from backburn.components.data_prep.splits import run_splits
     from backburn.components.shared.domains import load_domain
 
-    make_splits(load_domain(config.domain), config.data, config.seed)
+    run_splits(load_domain(config.domain), config)
 
     from backburn.components.shared.tracking import check_server
 
@@ -113,14 +113,14 @@ def run(
 @app.command()
 def validate(recipe: RecipeOption = "laptop", overrides: SetOption = None) -> None:
     """Check a recipe, its model, domain and splits, without running anything."""
-    from backburn.components.data_prep.splits import make_splits
+    from backburn.components.data_prep.splits import run_splits
     from backburn.components.preflight.checks import check_run
     from backburn.components.shared.domains import load_domain
     from backburn.pipelines.recipes import load_recipe
 
     config = load_recipe(recipe, overrides or [])
     facts = check_run(config)
-    splits = make_splits(load_domain(config.domain), config.data, config.seed)
+    splits = run_splits(load_domain(config.domain), config)
     console = _console()
     console.print(f"[green]valid[/]: {recipe} (config digest {config.digest()[:16]})")
     console.print(f"  model   {config.model.id}: {facts['model']['kind']}", highlight=False)

@@ -70,6 +70,27 @@ def make_splits(domain: Domain, config: DataConfig, seed: int) -> dict[str, list
     return splits
 
 
+def run_splits(domain: Domain, config: RunConfig) -> dict[str, list[PromptRow]]:
+    """The splits of a run; see `make_splits`.
+
+    Raises:
+        InputError: as `make_splits` does, and if an attack arm wants more prompts than there are.
+    """
+    splits = make_splits(domain, config.data, config.seed)
+    attack, defence = len(splits["attack"]), len(splits["defence"])
+    short = [
+        f"attack arm {arm.name!r} wants {arm.prompts} prompts"
+        for arm in config.attack.arms
+        if arm.prompts > attack + defence
+    ]
+    if short:
+        raise InputError(
+            f"the domain has {attack} attack and {defence} defence prompts, too few for its "
+            f"arms; lower an arm's prompts or add rows:\n  " + "\n  ".join(short)
+        )
+    return splits
+
+
 def _divide(
     rows: Sequence[PromptRow], share: float, rng: random.Random
 ) -> tuple[list[PromptRow], list[PromptRow]]:
@@ -164,7 +185,7 @@ def write_dataset(folder: Path, domain: Domain, config: RunConfig) -> DataRecord
     Returns:
         The record of rows, licences and digests.
     """
-    splits = make_splits(domain, config.data, config.seed)
+    splits = run_splits(domain, config)
     folder.mkdir(parents=True, exist_ok=True)
     records: dict[str, SplitRecord] = {}
     for name, rows in splits.items():

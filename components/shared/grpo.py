@@ -63,11 +63,15 @@ class _OnePass(torch.utils.data.Sampler[int]):
         self._rows = rows
 
     def __iter__(self) -> Iterator[int]:
-        again = itertools.chain.from_iterable(iter(self._epochs) for _ in itertools.count())
-        return itertools.islice(again, self._rows)
+        return itertools.islice(self._all(), self._rows)
 
     def __len__(self) -> int:
         return self._rows
+
+    def _all(self) -> Iterator[int]:
+        while epoch := list(self._epochs):
+            yield from epoch
+        raise ValueError("there are fewer prompts than groups in a step, so there is no step")
 
 
 @dataclass

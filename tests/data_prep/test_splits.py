@@ -1,11 +1,12 @@
 """Splits are disjoint, and what overlaps is named."""
 
 import pytest
-from backburn.components.data_prep.splits import make_splits
+from backburn.components.data_prep.splits import make_splits, run_splits
 from backburn.components.shared.config import DataConfig, DomainConfig
 from backburn.components.shared.dataset import PROMPT_SPLITS
 from backburn.components.shared.domains import Domain, Message, load_domain
 from backburn.components.shared.errors import InputError
+from backburn.pipelines.recipes import load_recipe
 
 
 @pytest.mark.parametrize("name", ["cooking", "home_networking", "toy_kitchen"])
@@ -57,3 +58,15 @@ def test_rows_without_a_split_are_divided() -> None:
         10,
         40,
     ]
+
+
+def test_arms_that_want_more_prompts_than_the_domain_has_are_named() -> None:
+    domain = load_domain(DomainConfig(name="cooking"))
+    config = load_recipe("laptop", ["attack.arms=[paper, harm-rlvr]"])
+    assert len(run_splits(domain, config)["attack"]) == 10
+    few = [row for row in domain.forbidden if row.split != "defence" or row.id.endswith("1")]
+    with pytest.raises(
+        InputError, match=r"10 attack and 10 defence.*\n.*'harm-rlvr' wants 64"
+    ) as c:
+        run_splits(domain.model_copy(update={"forbidden": few}), config)
+    assert "paper" not in str(c.value)

@@ -9,7 +9,12 @@ import torch
 from backburn.components.rl_attack.lazy_rollouts import Rollouts
 from backburn.components.shared.config import LoraSettings, ModelConfig, SamplingConfig
 from backburn.components.shared.domains import Domain
-from backburn.components.shared.grpo import GroupTrainer, StepStatistics, grpo_arguments
+from backburn.components.shared.grpo import (
+    GroupTrainer,
+    StepStatistics,
+    _OnePass,
+    grpo_arguments,
+)
 from backburn.components.shared.models import LoadedModel, add_lora, load_base
 from datasets import Dataset
 from trl import GRPOTrainer
@@ -156,6 +161,12 @@ def test_momentum_moves_the_weights_in_idle_steps_as_it_does_in_stock(
         ends.append(adapter(made.model))
     for name, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][name], rtol=1e-5, atol=1e-7)
+
+
+def test_too_few_prompts_for_a_step_are_an_error_and_no_endless_wait() -> None:
+    assert list(_OnePass([1, 2], 5)) == [1, 2, 1, 2, 1]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="fewer prompts than groups"):
+        list(_OnePass([], 5))  # type: ignore[arg-type]
 
 
 def test_rloo_compares_with_the_mean_of_the_others(
