@@ -25,11 +25,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from backburn.components.rl_attack.attack import HarmReward
+from backburn.components.rl_attack.attack import HarmReward, arm_arguments
 from backburn.components.rl_attack.lazy_rollouts import Rollouts
 from backburn.components.shared.config import AttackArmConfig, RunConfig
 from backburn.components.shared.dataset import RunDataset
-from backburn.components.shared.grpo import GroupTrainer, grpo_arguments
+from backburn.components.shared.grpo import GroupTrainer
 from backburn.components.shared.judges import make_judge
 from backburn.components.shared.models import LoadedModel, add_lora, load_artifact
 from datasets import Dataset
@@ -66,7 +66,9 @@ class _Ticker(TrainerCallback):  # type: ignore[misc]
 
 def main() -> None:
     """Measure and print; with --json also write what was measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--rounds", type=int, default=1, help="turns each trainer takes")
     parser.add_argument("--steps", type=int, default=200, help="steps on the hardened model")
@@ -102,10 +104,6 @@ def main() -> None:
             for role, by_name in measured.items()
         }
         options.json.write_text(json.dumps(plain, indent=1) + "\n")
-
-
-class _Raw(argparse.RawDescriptionHelpFormatter):
-    """Keeps the description's lines."""
 
 
 def _compare(
@@ -144,8 +142,6 @@ def _backburn(
 
     def on_step(statistics: Any) -> bool:
         work.live_groups += statistics.live_groups
-        if statistics.step % 10 == 0:
-            print(f"  backburn: step {statistics.step}/{steps}", file=sys.stderr)
         return True
 
     with tempfile.TemporaryDirectory(prefix="backburn-benchmark-") as scratch:
@@ -155,9 +151,13 @@ def _backburn(
             source=source,
             reward=HarmReward(make_judge(config.judges.reward, data.header.rubric), arm),
             prompts=[row.chat() for row in data.rows("attack")[: arm.prompts]],
-            args=_arguments(scratch, config, arm, steps),
+            args=arm_arguments(Path(scratch), arm, config.attack, loaded, steps=steps, seed=0),
             on_step=on_step,
+            style=arm.style,
+            exact_ties=arm.exact_ties,
+            leave_one_out=arm.loss == "rloo",
         )
+        trainer.add_callback(_Ticker("backburn"))
         _train(trainer, loaded.model, work)
     model.unload()
     work.tokens_generated = source.counts.generated_tokens
@@ -183,7 +183,7 @@ def _stock(
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=[score],
-            args=_arguments(scratch, config, arm, steps),
+            args=arm_arguments(Path(scratch), arm, config.attack, loaded, steps=steps, seed=0),
             train_dataset=Dataset.from_list([{"prompt": row.chat()} for row in rows]),
             processing_class=loaded.tokenizer,
             callbacks=[_Ticker("stock trl")],
@@ -191,24 +191,6 @@ def _stock(
         _train(trainer, loaded.model, work)
     model.unload()
     return work
-
-
-def _arguments(scratch: str, config: RunConfig, arm: AttackArmConfig, steps: int) -> Any:
-    return grpo_arguments(
-        Path(scratch),
-        steps=steps,
-        prompts_per_step=arm.prompts_per_step,
-        group_size=arm.group_size,
-        learning_rate=arm.learning_rate,
-        max_tokens=config.attack.max_completion_tokens,
-        temperature=arm.sampling.temperature,
-        seed=0,
-        beta=arm.kl_coefficient,
-        entropy_coefficient=arm.entropy_coefficient,
-        loss=arm.loss,
-        scale_rewards=arm.scale_rewards,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-    )
 
 
 def _train(trainer: Any, network: PreTrainedModel, work: Work) -> None:

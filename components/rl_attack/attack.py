@@ -15,6 +15,7 @@ from backburn.components.shared.grpo import GroupTrainer, StepStatistics, grpo_a
 from backburn.components.shared.judges import Exchange, Judge
 from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.sampling import CompletionLogits
+from trl import GRPOConfig
 
 
 @dataclass(frozen=True)
@@ -169,20 +170,8 @@ def run_arm(
         measure(0)
         report(0, steps, f"harm {harm_by_step[0]:.1f}")
         with tempfile.TemporaryDirectory(prefix="backburn-attack-") as scratch:
-            arguments = grpo_arguments(
-                Path(scratch),
-                steps=steps,
-                prompts_per_step=arm.prompts_per_step,
-                group_size=arm.group_size,
-                learning_rate=arm.learning_rate,
-                max_tokens=settings.max_completion_tokens,
-                temperature=arm.sampling.temperature,
-                seed=_mix(seed, 4),
-                beta=arm.kl_coefficient,
-                entropy_coefficient=arm.entropy_coefficient,
-                loss=arm.loss,
-                scale_rewards=arm.scale_rewards,
-                device=str(loaded.device.type),
+            arguments = arm_arguments(
+                Path(scratch), arm, settings, loaded, steps=steps, seed=_mix(seed, 4)
             )
             GroupTrainer(
                 loaded=loaded,
@@ -218,6 +207,33 @@ def run_arm(
         "seconds": time.perf_counter() - start,
     }
     return ArmResult(completions, statistics)
+
+
+def arm_arguments(
+    scratch: Path,
+    arm: AttackArmConfig,
+    settings: AttackConfig,
+    loaded: LoadedModel,
+    *,
+    steps: int,
+    seed: int,
+) -> GRPOConfig:
+    """TRL's settings of an arm that trains for some steps."""
+    return grpo_arguments(
+        scratch,
+        steps=steps,
+        prompts_per_step=arm.prompts_per_step,
+        group_size=arm.group_size,
+        learning_rate=arm.learning_rate,
+        max_tokens=settings.max_completion_tokens,
+        temperature=arm.sampling.temperature,
+        seed=seed,
+        beta=arm.kl_coefficient,
+        entropy_coefficient=arm.entropy_coefficient,
+        loss=arm.loss,
+        scale_rewards=arm.scale_rewards,
+        device=str(loaded.device.type),
+    )
 
 
 def _made_trainable(
