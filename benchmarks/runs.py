@@ -18,5 +18,12 @@ def artifact(run: Path, ending: str) -> Path:
 
 
 def config_of(run: Path) -> RunConfig:
-    """The configuration a run had."""
-    return RunConfig.from_json((run / "config.json").read_text(encoding="utf-8"))
+    """The configuration a run had.
+
+    Raises:
+        SystemExit: if the folder is not a run's.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise SystemExit(f"{run}: no config.json; give the folder of a finished run")
+    return RunConfig.from_json(path.read_text(encoding="utf-8"))
