@@ -39,6 +39,13 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
         trained.append(defense._adapter_state(model))
 
     monkeypatch.setattr(defense, "_step", recording)
+    noise: list[float] = []
+
+    def noisy(model: Any, amount: float, seed: int) -> Any:
+        noise.append(amount)
+        return noisy_embeddings(model, amount, seed)
+
+    monkeypatch.setattr(defense, "noisy_embeddings", noisy)
     result = defend(
         loaded,
         config,
@@ -55,6 +62,8 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
         report=lambda *_: None,
     )
     assert len(trained) == 12
+    assert noise == [config.consolidation.embedding_noise] * 12
+    assert config.consolidation.embedding_noise > 0
     # Steps 1 to 7 run at the full rate or warm up; from the eighth on the rate falls.
     expected = trained[7]
     for state in trained[8:]:
