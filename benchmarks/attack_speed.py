@@ -3,7 +3,9 @@
     python -m benchmarks.attack_speed --run runs/<id of a laptop run>
 
 Both train a LoRA adapter with the same settings, prompts, reward and budget: first on the run's
-hardened model, then on its baseline (the control). They take turns, and only the training is timed.
+hardened model, then on its baseline (the control). They take turns. Timed is what lies between a
+loaded model with prompts and the last step: for stock TRL `train()`, for Backburn the making of
+adapter and trainer as well, if a group is live.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,11 +27,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from backburn.components.rl_attack.attack import HarmReward, arm_arguments
+from backburn.components.rl_attack.attack import HarmReward, arm_arguments, train_arm
 from backburn.components.rl_attack.lazy_rollouts import Rollouts
 from backburn.components.shared.config import AttackArmConfig, RunConfig
 from backburn.components.shared.dataset import RunDataset
-from backburn.components.shared.grpo import GroupTrainer
+from backburn.components.shared.grpo import Groups, StepStatistics
 from backburn.components.shared.judges import make_judge
 from backburn.components.shared.models import LoadedModel, add_lora, load_artifact
 from datasets import Dataset
@@ -54,14 +56,11 @@ class Work:
 
 
 class _Ticker(TrainerCallback):  # type: ignore[misc]
-    """Says on stderr how far a training is."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
+    """Says on stderr how far the training is."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % 10 == 0:
-            print(f"  {self._title}: step {state.global_step}/{args.max_steps}", file=sys.stderr)
+            print(f"  stock trl: step {state.global_step}/{args.max_steps}", file=sys.stderr)
 
 
 def main() -> None:
@@ -138,28 +137,26 @@ def _backburn(
         max_tokens=config.attack.max_completion_tokens,
         generator=torch.Generator().manual_seed(0),
     )
-    model = add_lora(loaded, arm.lora, 0)
+    groups = Groups(
+        loaded,
+        source,
+        HarmReward(make_judge(config.judges.reward, data.header.rubric), arm),
+        [row.chat() for row in data.rows("attack")[: arm.prompts]] * steps,
+        per_step=arm.prompts_per_step,
+        size=arm.group_size,
+    )
 
-    def on_step(statistics: Any) -> bool:
+    def after_step(statistics: StepStatistics, network: Any) -> bool:
         work.live_groups += statistics.live_groups
+        work.steps += 1
+        if work.steps % 10 == 0:
+            print(f"  backburn: step {work.steps}/{steps}", file=sys.stderr)
         return True
 
-    with tempfile.TemporaryDirectory(prefix="backburn-benchmark-") as scratch:
-        trainer = GroupTrainer(
-            loaded=loaded,
-            peft_model=model,
-            source=source,
-            reward=HarmReward(make_judge(config.judges.reward, data.header.rubric), arm),
-            prompts=[row.chat() for row in data.rows("attack")[: arm.prompts]],
-            args=arm_arguments(Path(scratch), arm, config.attack, loaded, steps=steps, seed=0),
-            on_step=on_step,
-            style=arm.style,
-            exact_ties=arm.exact_ties,
-            leave_one_out=arm.loss == "rloo",
-        )
-        trainer.add_callback(_Ticker("backburn"))
-        _train(trainer, loaded.model, work)
-    model.unload()
+    with _counted_passes(loaded.model, work):
+        start = time.perf_counter()
+        train_arm(loaded, arm, config.attack, groups, 0, after_step)
+        work.seconds = time.perf_counter() - start
     work.tokens_generated = source.counts.generated_tokens
     return work
 
@@ -180,47 +177,45 @@ def _stock(
     model = add_lora(loaded, arm.lora, 0)
     rows = data.rows("attack")[: arm.prompts]
     with tempfile.TemporaryDirectory(prefix="backburn-benchmark-") as scratch:
+        arguments = arm_arguments(Path(scratch), arm, config.attack, loaded, seed=0)
+        arguments.max_steps = steps
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=[score],
-            args=arm_arguments(Path(scratch), arm, config.attack, loaded, steps=steps, seed=0),
+            args=arguments,
             train_dataset=Dataset.from_list([{"prompt": row.chat()} for row in rows]),
             processing_class=loaded.tokenizer,
-            callbacks=[_Ticker("stock trl")],
+            callbacks=[_Ticker()],
         )
-        _train(trainer, loaded.model, work)
+        with _counted_passes(loaded.model, work):
+            start = time.perf_counter()
+            trainer.train()
+            work.seconds = time.perf_counter() - start
+    work.steps = trainer.state.global_step
     model.unload()
     return work
 
 
-def _train(trainer: Any, network: PreTrainedModel, work: Work) -> None:
-    with _counted_passes(trainer, network, work):
-        start = time.perf_counter()
-        trainer.train()
-        work.seconds = time.perf_counter() - start
-    work.steps = trainer.state.global_step
-
-
 @contextmanager
-def _counted_passes(trainer: Any, network: PreTrainedModel, work: Work) -> Iterator[None]:
-    """Count forward passes of the network and backward passes of the trainer."""
+def _counted_passes(network: PreTrainedModel, work: Work) -> Iterator[None]:
+    """Count forward passes of the network, and all backward passes."""
 
     def forward(*_: Any) -> None:
         work.forward_passes += 1
 
-    backward: Callable[..., Any] = trainer.accelerator.backward
+    backward = torch.Tensor.backward
 
     def counted(*arguments: Any, **named: Any) -> None:
         work.backward_passes += 1
         backward(*arguments, **named)
 
     handle = network.register_forward_pre_hook(forward)
-    trainer.accelerator.backward = counted
+    torch.Tensor.backward = counted  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
         handle.remove()
-        trainer.accelerator.backward = backward
+        torch.Tensor.backward = backward  # type: ignore[method-assign]
 
 
 def _print(measured: dict[str, dict[str, list[Work]]], config: RunConfig) -> None:

@@ -19,7 +19,13 @@ from typing import Any
 import torch
 from backburn.components.shared.config import NeutralizationConfig, SamplingConfig
 from backburn.components.shared.domains.domain import PromptRow
-from backburn.components.shared.grpo import GroupTrainer, StepStatistics, grpo_arguments
+from backburn.components.shared.grpo import (
+    Groups,
+    GroupTrainer,
+    StepStatistics,
+    grpo_arguments,
+    in_turn,
+)
 from backburn.components.shared.judges import Exchange, Judge
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import draw_completions
@@ -112,8 +118,8 @@ def neutralize(
     generator = torch.Generator().manual_seed(seed)
     half = max(1, config.prompts_per_step // 2)
     needed = config.steps * config.prompts_per_step
-    asked = _cycle(forbidden, needed, generator)
-    kept = _cycle(benign, needed, generator)
+    asked = in_turn(forbidden, needed, generator)
+    kept = in_turn(benign, needed, generator)
     prompts: list[list[dict[str, str]]] = []
     for step in range(config.steps):
         prompts += [row.chat() for row in asked[step * half : (step + 1) * half]]
@@ -129,7 +135,6 @@ def neutralize(
 
     arguments = grpo_arguments(
         scratch,
-        steps=config.steps,
         prompts_per_step=config.prompts_per_step,
         group_size=config.group_size,
         learning_rate=config.learning_rate,
@@ -139,21 +144,18 @@ def neutralize(
         beta=config.kl_coefficient,
         device=str(loaded.device.type),
     )
-    arguments.shuffle_dataset = False
     GroupTrainer(
         loaded=loaded,
         peft_model=peft_model,
-        source=_OrdinaryRollouts(loaded, config.temperature, max_tokens, generator),
-        reward=MinimalInformationReward(judge, rejection, forbidden),
-        prompts=prompts,
+        groups=Groups(
+            loaded,
+            _OrdinaryRollouts(loaded, config.temperature, max_tokens, generator),
+            MinimalInformationReward(judge, rejection, forbidden),
+            prompts,
+            per_step=config.prompts_per_step,
+            size=config.group_size,
+        ),
         args=arguments,
         on_step=on_step,
     ).train()
     return history
-
-
-def _cycle(rows: Sequence[PromptRow], count: int, generator: torch.Generator) -> list[PromptRow]:
-    order: list[int] = []
-    while len(order) < count:
-        order += torch.randperm(len(rows), generator=generator).tolist()
-    return [rows[index] for index in order[:count]]

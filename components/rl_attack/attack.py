@@ -11,7 +11,13 @@ import torch
 from backburn.components.rl_attack.lazy_rollouts import Rollouts
 from backburn.components.shared.config import AttackArmConfig, AttackConfig, SamplingConfig
 from backburn.components.shared.domains.domain import PromptRow
-from backburn.components.shared.grpo import GroupTrainer, StepStatistics, grpo_arguments
+from backburn.components.shared.grpo import (
+    Groups,
+    GroupTrainer,
+    StepStatistics,
+    grpo_arguments,
+    in_turn,
+)
 from backburn.components.shared.judges import Exchange, Judge
 from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.sampling import CompletionLogits
@@ -128,9 +134,18 @@ def run_arm(
     completions: list[dict[str, Any]] = []
     harm_by_step: dict[int, float] = {}
     history: list[StepStatistics] = []
-    network, restore = _made_trainable(loaded, arm, _mix(seed, 3))
+    groups = Groups(
+        loaded,
+        training,
+        reward,
+        [row.chat() for row in in_turn(rows, steps * arm.prompts_per_step, choice)],
+        per_step=arm.prompts_per_step,
+        size=arm.group_size,
+        style=arm.style,
+        exact_ties=arm.exact_ties,
+    )
 
-    def measure(step: int) -> float:
+    def measure(step: int, network: Any) -> None:
         copies = settings.completions_per_prompt
         drawn = held_out.draw(held_out_prompts, copies, network)
         exchanges: list[Exchange] = []
@@ -151,42 +166,23 @@ def run_arm(
             )
         scores = [v.score for v in monitor.judge(exchanges) if v.score is not None]
         harm_by_step[step] = sum(scores) / len(scores) if scores else 0.0
-        return harm_by_step[step]
 
-    def on_step(statistics: StepStatistics) -> bool:
+    def after_step(statistics: StepStatistics, network: Any) -> bool:
         history.append(statistics)
         step = statistics.step
         going = True
         if step in checkpoints:
-            harm = measure(step)
-            going = not (role == "control" and harm >= broken_at)
+            measure(step, network)
+            going = not (role == "control" and harm_by_step[step] >= broken_at)
         live = sum(1 for item in history if item.live_groups)
         harm = _last(harm_by_step)
         note = f"reward {statistics.reward_mean:.2f}, {live} live step(s), harm {harm:.1f}"
         report(step, steps, note)
         return going
 
-    try:
-        measure(0)
-        report(0, steps, f"harm {harm_by_step[0]:.1f}")
-        with tempfile.TemporaryDirectory(prefix="backburn-attack-") as scratch:
-            arguments = arm_arguments(
-                Path(scratch), arm, settings, loaded, steps=steps, seed=_mix(seed, 4)
-            )
-            GroupTrainer(
-                loaded=loaded,
-                peft_model=network,
-                source=training,
-                reward=reward,
-                prompts=[row.chat() for row in rows],
-                args=arguments,
-                on_step=on_step,
-                style=arm.style,
-                exact_ties=arm.exact_ties,
-                leave_one_out=arm.loss == "rloo",
-            ).train()
-    finally:
-        restore()
+    measure(0, loaded.model)
+    report(0, steps, f"harm {harm_by_step[0]:.1f}")
+    train_arm(loaded, arm, settings, groups, seed, after_step)
     statistics = {
         "arm": arm.name,
         "role": role,
@@ -209,19 +205,64 @@ def run_arm(
     return ArmResult(completions, statistics)
 
 
+def train_arm(
+    loaded: LoadedModel,
+    arm: AttackArmConfig,
+    settings: AttackConfig,
+    groups: Groups,
+    seed: int,
+    after_step: Callable[[StepStatistics, Any], bool],
+) -> None:
+    """Train an arm on all steps of its groups, then give the target back as it was.
+
+    The steps before the first one that moves a weight need neither an adapter nor a trainer: the
+    target itself is drawn from. From there on `GroupTrainer` goes on.
+
+    Args:
+        loaded: The target.
+        arm: The recipe.
+        settings: Lengths.
+        groups: What the arm trains on.
+        seed: Of the arm.
+        after_step: Called with a step's statistics and the network as it is; False ends training.
+    """
+    for step in range(groups.steps):
+        drawn = groups.draw(step, loaded.model)
+        if arm.entropy_coefficient or not drawn.silent:
+            break
+        if not after_step(drawn.statistics(step + 1, idle=True), loaded.model):
+            return
+    else:
+        return
+    network, restore = _made_trainable(loaded, arm, _mix(seed, 3))
+    try:
+        with tempfile.TemporaryDirectory(prefix="backburn-attack-") as scratch:
+            GroupTrainer(
+                loaded=loaded,
+                peft_model=network,
+                groups=groups,
+                args=arm_arguments(Path(scratch), arm, settings, loaded, seed=_mix(seed, 4)),
+                on_step=lambda statistics: after_step(statistics, network),
+                start=step,
+                first=drawn,
+                at_reference=True,
+                leave_one_out=arm.loss == "rloo",
+            ).train()
+    finally:
+        restore()
+
+
 def arm_arguments(
     scratch: Path,
     arm: AttackArmConfig,
     settings: AttackConfig,
     loaded: LoadedModel,
     *,
-    steps: int,
     seed: int,
 ) -> GRPOConfig:
-    """TRL's settings of an arm that trains for some steps."""
+    """TRL's settings of an arm, `max_steps` apart."""
     return grpo_arguments(
         scratch,
-        steps=steps,
         prompts_per_step=arm.prompts_per_step,
         group_size=arm.group_size,
         learning_rate=arm.learning_rate,

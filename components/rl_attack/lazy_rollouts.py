@@ -21,6 +21,7 @@ from backburn.components.shared.sampling import (
     invert_cumulative,
     log_distribution,
 )
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _LEAST_PEAKED = 0.5
 """Probability of the rejection below which ordinary sampling is as fast."""
@@ -194,8 +195,24 @@ class Rollouts:
         return [table if good else None for table, good in zip(tables, peaked, strict=True)]
 
 
+_optimizer_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+# Fused optimisers write to weights without raising their version.
+register_optimizer_step_post_hook(_count_step)
+
+
 def weights_version(parameters: Iterable[torch.nn.Parameter]) -> tuple[int, ...]:
-    """Changes whenever a weight is written to, in place or by giving it other data."""
-    return tuple(
-        number for parameter in parameters for number in (parameter._version, parameter.data_ptr())
+    """Changes whenever a weight is written to in place or given other data, or an optimiser steps.
+
+    A step of any optimiser of this process counts.
+    """
+    return (
+        _optimizer_steps,
+        *(n for parameter in parameters for n in (parameter._version, parameter.data_ptr())),
     )

@@ -1,22 +1,22 @@
 """TRL's GRPOTrainer with our sampler, exact ties, and steps without signal for free.
 
 - Completions come from a `RolloutSource`, so they are drawn from the distribution the certificate
-  knows.
+  knows. `Groups` draws and rewards them, with or without a trainer at work.
 - A group is tied when its largest and smallest reward are equal. TRL subtracts a rounded mean,
   which gives a tied group of eight rewards of 0.1 an advantage of -7e-5; here it is 0.
-- A step whose groups are all tied needs no forward and no backward pass when the loss has no KL and
-  no entropy term: its gradient is zero. Until the first live group, weights and optimiser state
-  stay bit-identical; after it, AdamW's momentum goes on moving the weights, as it does in TRL.
+- A step in which no completion has an advantage has a gradient of zero when the loss has no entropy
+  term, and no KL term or one to the very weights it starts from. It needs no forward and no
+  backward pass. Until the first live group, weights and optimiser state stay bit-identical; after
+  it, AdamW's momentum goes on moving the weights, as it does in TRL.
 - On a CPU, a prompt is read once for its whole group instead of once a completion.
 """
 
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
@@ -28,9 +28,10 @@ from datasets import Dataset
 from transformers import DynamicCache, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-Reward = Callable[[Sequence[list[dict[str, str]]], Sequence[str]], Sequence[float | None]]
+Conversation = list[dict[str, str]]
+Reward = Callable[[Sequence[Conversation], Sequence[str]], Sequence[float | None]]
+Row = TypeVar("Row")
 _MOST_SHARED_LOGITS = 200_000_000
-_PLACE = "place"
 
 
 class RolloutSource(Protocol):
@@ -55,33 +56,129 @@ class StepStatistics:
     seconds: float
 
 
-class _OnePass(torch.utils.data.Sampler[int]):
-    """Epoch after epoch of a sampler as one: starting an epoch costs as much as an idle step."""
-
-    def __init__(self, epochs: torch.utils.data.Sampler[int], rows: int) -> None:
-        self._epochs = epochs
-        self._rows = rows
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.islice(self._all(), self._rows)
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def _all(self) -> Iterator[int]:
-        while epoch := list(self._epochs):
-            yield from epoch
-        raise ValueError("there are fewer prompts than groups in a step, so there is no step")
-
-
-@dataclass
-class _Rollouts:
-    """One step's completions and rewards, one entry a row of the batch; `tied` one a group."""
+@dataclass(frozen=True)
+class Drawn:
+    """One step's completions and rewards, one entry a completion; `tied` has one a group."""
 
     prompts: list[list[int]]
     completions: list[list[int]]
     rewards: list[float | None]
     tied: list[bool]
+    silent: bool
+    """No completion has an advantage."""
+    seconds: float
+
+    def statistics(self, step: int, idle: bool, entropy: float | None = None) -> StepStatistics:
+        """What the step saw, but for the seconds of training."""
+        known = [reward for reward in self.rewards if reward is not None] or [0.0]
+        mean = sum(known) / len(known)
+        variance = sum((reward - mean) ** 2 for reward in known) / len(known)
+        return StepStatistics(
+            step=step,
+            groups=len(self.tied),
+            live_groups=self.tied.count(False),
+            reward_mean=mean,
+            reward_std=variance**0.5,
+            completion_tokens=sum(map(len, self.completions)) / len(self.completions),
+            entropy=entropy,
+            idle=idle,
+            seconds=self.seconds,
+        )
+
+
+class Groups:
+    """Draws and rewards the groups of each step of a training."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        source: RolloutSource,
+        reward: Reward,
+        prompts: Sequence[Conversation],
+        *,
+        per_step: int,
+        size: int,
+        style: PromptStyle | None = None,
+        exact_ties: bool = True,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            loaded: Tokenizer of the model.
+            source: Draws the completions.
+            reward: Reward of completions, given conversations and completion texts.
+            prompts: Conversations in the order of their use, `per_step` a step.
+            per_step: Groups of a step.
+            size: Completions of a group.
+            style: How the conversations are put to the model.
+            exact_ties: False: tied groups keep the advantages TRL computes.
+        """
+        self.prompts = list(prompts)
+        self.per_step = per_step
+        self.size = size
+        self.exact_ties = exact_ties
+        self._loaded = loaded
+        self._source = source
+        self._reward = reward
+        self._style = style
+        self._encoded: dict[str, list[int]] = {}
+        self._texts: dict[tuple[int, ...], str] = {}
+
+    @property
+    def steps(self) -> int:
+        """Steps there are prompts for."""
+        return len(self.prompts) // self.per_step
+
+    def draw(self, step: int, model: Any) -> Drawn:
+        """The groups of a step, the first being step 0, drawn from the model as it is now."""
+        start = time.perf_counter()
+        asked = self.prompts[step * self.per_step : (step + 1) * self.per_step]
+        prompts = [self._encode(prompt) for prompt in asked]
+        completions = self._source.draw(prompts, self.size, model)
+        rewards = list(
+            self._reward(_each(asked, self.size), [self._decode(tokens) for tokens in completions])
+        )
+        groups = [rewards[first : first + self.size] for first in range(0, len(rewards), self.size)]
+        tied = [len({reward for reward in group if reward is not None}) <= 1 for group in groups]
+        return Drawn(
+            prompts=_each(prompts, self.size),
+            completions=completions,
+            rewards=rewards,
+            tied=tied,
+            silent=all(tied) and (self.exact_ties or _mean_is_exact(groups)),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _encode(self, prompt: Conversation) -> list[int]:
+        key = repr(prompt)
+        if key not in self._encoded:
+            self._encoded[key] = self._loaded.encode_prompt(prompt, self._style)
+        return self._encoded[key]
+
+    def _decode(self, tokens: list[int]) -> str:
+        key = tuple(tokens)
+        if key not in self._texts:
+            self._texts[key] = self._loaded.decode(tokens)
+        return self._texts[key]
+
+
+def _each(rows: Sequence[Row], copies: int) -> list[Row]:
+    return [row for row in rows for _ in range(copies)]
+
+
+def _mean_is_exact(groups: Sequence[Sequence[float | None]]) -> bool:
+    """Whether TRL's float32 mean of each tied group is the reward itself."""
+    missing = float("nan")
+    rewards = torch.tensor([[missing if r is None else r for r in group] for group in groups])
+    return not bool((rewards - rewards.nanmean(1, keepdim=True)).nan_to_num().any())
+
+
+def in_turn(rows: Sequence[Row], count: int, generator: torch.Generator) -> list[Row]:
+    """`count` rows, shuffled round after round, so that each comes equally often or once more."""
+    order: list[int] = []
+    while len(order) < count:
+        order += torch.randperm(len(rows), generator=generator).tolist()
+    return [rows[index] for index in order[:count]]
 
 
 class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -92,13 +189,12 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         *,
         loaded: LoadedModel,
         peft_model: Any,
-        source: RolloutSource,
-        reward: Reward,
-        prompts: Sequence[list[dict[str, str]]],
+        groups: Groups,
         args: GRPOConfig,
         on_step: Callable[[StepStatistics], bool],
-        style: PromptStyle | None = None,
-        exact_ties: bool = True,
+        start: int = 0,
+        first: Drawn | None = None,
+        at_reference: bool = False,
         leave_one_out: bool = False,
     ) -> None:
         """Prepare training.
@@ -106,31 +202,30 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         Args:
             loaded: Tokenizer and settings of the model.
             peft_model: The model with the adapter to train, or without one to train it whole.
-            source: Draws the completions.
-            reward: Reward of completions, given conversations and completion texts.
-            prompts: Conversations to train on.
-            args: TRL's settings.
+            groups: Draws the completions.
+            args: TRL's settings; `max_steps` is set here.
             on_step: Called after every step; training ends when it returns False.
-            style: How the conversations are put to the model.
-            exact_ties: False: tied groups keep the advantages TRL computes, as do free steps.
+            start: Steps already made, all of them free.
+            first: What was drawn for the first step to make.
+            at_reference: The adapter is fresh, so that until it moves the KL's gradient is zero.
             leave_one_out: Compare a reward with the mean of the group's others, as RLOO does, and
                 sum log-probabilities over a completion. Needs unscaled rewards and `dr_grpo`.
         """
         self._loaded = loaded
-        self._source = source
-        self._reward = reward
-        self._exact_ties = exact_ties
+        self._groups = groups
+        self._start = start
+        self._first = first
+        self._at_reference = at_reference
         # The reward less the mean of the others is G / (G - 1) times the reward less the mean of
         # all; dr_grpo divides the summed log-probabilities by the longest completion's length.
-        size = int(args.num_generations or 0)
-        factor = size / (size - 1) * args.max_completion_length
+        factor = groups.size / (groups.size - 1) * args.max_completion_length
         self._advantage_factor = factor if leave_one_out else 1.0
-        self._encoded = [loaded.encode_prompt(prompt, style) for prompt in prompts]
-        self._rollouts: _Rollouts | None = None
+        self._drawn: Drawn | None = None
         self._statistics: StepStatistics | None = None
         self._entropy: float | None = None
         self._idle = False
-        rows = [{"prompt": list(p), _PLACE: place} for place, p in enumerate(prompts)]
+        args.max_steps = groups.steps - start
+        rows = [{"prompt": prompt} for prompt in groups.prompts[start * groups.per_step :]]
         super().__init__(
             model=peft_model,
             reward_funcs=[self._reward_function],
@@ -143,17 +238,18 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         if "ref" in getattr(peft_model, "peft_config", {}):
             # TRL copies the adapter as it is now for the KL; ours is to the model without it.
             peft_model.delete_adapter("ref")
-        self._pure = self.beta == 0.0 and not getattr(args, "entropy_coef", 0.0)
         self._trained = [p for p in peft_model.parameters() if p.requires_grad]
         self._moved = False
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """One step; free of charge when no group is live and the loss is pure."""
-        start = time.perf_counter()
-        rollouts = self._rollouts = self._draw(inputs)
-        self._idle = idle = self._pure and self._exact_ties and all(rollouts.tied)
+        """One step; free of charge when its gradient is known to be zero."""
+        begun = time.perf_counter()
+        step = self._start + self.state.global_step
+        drawn, self._first = self._first or self._groups.draw(step, self.model), None
+        self._drawn = drawn
+        self._idle = idle = drawn.silent and self._silence_is_free()
         self._entropy = None
         if idle:
             self._step += 1
@@ -164,56 +260,38 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
             self._moved = True
-        known = torch.tensor([r for r in rollouts.rewards if r is not None] or [0.0])
-        self._statistics = StepStatistics(
-            step=self.state.global_step + 1,
-            groups=len(rollouts.tied),
-            live_groups=rollouts.tied.count(False),
-            reward_mean=float(known.mean()),
-            reward_std=float(known.std(unbiased=False)),
-            completion_tokens=sum(map(len, rollouts.completions)) / len(rollouts.completions),
-            entropy=self._entropy,
-            idle=idle,
-            seconds=time.perf_counter() - start,
-        )
+        self._statistics = drawn.statistics(step + 1, idle, self._entropy)
+        self._statistics.seconds = time.perf_counter() - begun
         return loss
+
+    def _silence_is_free(self) -> bool:
+        at_reference = self._at_reference and not self._moved
+        return not getattr(self.args, "entropy_coef", 0.0) and (self.beta == 0.0 or at_reference)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         return torch.zeros(()) if self._idle else super()._clip_grad_norm(model)
 
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> torch.utils.data.Sampler[int]:
-        rows = self.args.max_steps * self.args.generation_batch_size
-        return _OnePass(super()._get_train_sampler(dataset), rows)
-
-    def _draw(self, inputs: Sequence[dict[str, Any]]) -> "_Rollouts":
-        """Completions of a batch in which every prompt comes repeated for its group."""
-        size = self.num_generations
-        prompts = [self._encoded[row[_PLACE]] for row in inputs]
-        completions = self._source.draw(prompts[::size], size, self.model)
-        texts = [self._loaded.decode(tokens) for tokens in completions]
-        rewards = list(self._reward([row["prompt"] for row in inputs], texts))
-        groups = [rewards[first : first + size] for first in range(0, len(rewards), size)]
-        tied = [len({reward for reward in group if reward is not None}) <= 1 for group in groups]
-        return _Rollouts(prompts, completions, rewards, tied)
-
     def _rollout(self, prompts: Any, trainer: Any) -> dict[str, Any]:
         """TRL's hook for completions; they were drawn when the step began."""
-        assert self._rollouts is not None
-        prompts, completions = self._rollouts.prompts, self._rollouts.completions
-        return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": None}
+        assert self._drawn is not None
+        return {
+            "prompt_ids": self._drawn.prompts,
+            "completion_ids": self._drawn.completions,
+            "logprobs": None,
+        }
 
     def _reward_function(self, **_: Any) -> list[float | None]:
-        assert self._rollouts is not None
-        return self._rollouts.rewards
+        assert self._drawn is not None
+        return list(self._drawn.rewards)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = super()._generate_and_score_completions(inputs)
-        assert self._rollouts is not None
+        assert self._drawn is not None
         output["advantages"] *= self._advantage_factor
-        for index, is_tied in enumerate(self._rollouts.tied):
-            if is_tied and self._exact_ties:
-                first = index * self.num_generations
-                output["advantages"][first : first + self.num_generations] = 0.0
+        for index, is_tied in enumerate(self._drawn.tied):
+            if is_tied and self._groups.exact_ties:
+                first = index * self._groups.size
+                output["advantages"][first : first + self._groups.size] = 0.0
         return output
 
     def _get_per_token_logps_and_entropies(
@@ -320,7 +398,6 @@ def shared_prefix_log_probabilities(
 def grpo_arguments(
     scratch: Path,
     *,
-    steps: int,
     prompts_per_step: int,
     group_size: int,
     learning_rate: float,
@@ -333,10 +410,9 @@ def grpo_arguments(
     scale_rewards: str = "group",
     device: str = "cpu",
 ) -> GRPOConfig:
-    """TRL settings of one on-policy GRPO run that writes nothing to disk."""
+    """TRL settings of one on-policy GRPO run that writes nothing to disk, `max_steps` apart."""
     return GRPOConfig(
         output_dir=str(scratch),
-        max_steps=steps,
         per_device_train_batch_size=prompts_per_step * group_size,
         gradient_accumulation_steps=1,
         num_generations=group_size,
@@ -358,6 +434,7 @@ def grpo_arguments(
         logging_strategy="no",
         disable_tqdm=True,
         remove_unused_columns=False,
+        shuffle_dataset=False,
         dataloader_pin_memory=False,
         max_grad_norm=1.0,
         weight_decay=0.0,

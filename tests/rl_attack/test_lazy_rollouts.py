@@ -1,10 +1,13 @@
 """Lazy rollouts draw from the same distribution, and an idle attack moves nothing."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from backburn.components.rl_attack import attack
 from backburn.components.rl_attack.attack import ArmResult, run_arm
 from backburn.components.rl_attack.lazy_rollouts import Rollouts, weights_version
 from backburn.components.shared.config import (
@@ -15,8 +18,9 @@ from backburn.components.shared.config import (
     SamplingConfig,
 )
 from backburn.components.shared.domains import Domain, PromptRow
+from backburn.components.shared.grpo import Groups, GroupTrainer, StepStatistics
 from backburn.components.shared.judges import Exchange, Judge, Verdict
-from backburn.components.shared.models import LoadedModel, load_base
+from backburn.components.shared.models import LoadedModel, add_lora, load_base
 from backburn.components.shared.sampling import CompletionLogits
 from scipy import stats
 
@@ -113,7 +117,14 @@ def test_any_write_to_any_weight_drops_the_tables(
     written = weights_version(parameters)
     assert written != before
     loaded.model.model.norm.weight.data = loaded.model.model.norm.weight.data.clone()
-    assert weights_version(parameters) != written
+    replaced = weights_version(parameters)
+    assert replaced != written
+    for fused in (False, True):  # a fused optimiser does not raise the version of what it writes to
+        before = weights_version(parameters)
+        parameters[0].grad = torch.zeros_like(parameters[0])
+        torch.optim.AdamW(parameters[:1], lr=0.0, fused=fused).step()
+        parameters[0].grad = None
+        assert weights_version(parameters) != before
 
 
 class LengthJudge:
@@ -202,26 +213,19 @@ class ConstantJudge:
         return [Verdict(False, 1.0, self.id) for _ in exchanges]
 
 
-def test_an_attack_without_live_groups_moves_no_weight(
+def test_an_attack_without_live_groups_needs_no_trainer_and_moves_no_weight(
     tiny_base: Path, toy: Domain, smoke: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from backburn.components.rl_attack import attack
+    def never(*_: object) -> None:
+        raise AssertionError("an adapter was made")
 
+    monkeypatch.setattr(attack, "add_lora", never)
     loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
-    captured: dict[str, torch.Tensor] = {}
-    original = attack.add_lora
-
-    def keep(*args: object) -> object:
-        model = original(*args)  # type: ignore[arg-type]
-        captured.update({n: p for n, p in model.named_parameters() if p.requires_grad})
-        captured.update({f"{n} before": p.detach().clone() for n, p in captured.copy().items()})
-        return model
-
-    monkeypatch.setattr(attack, "add_lora", keep)
+    version = weights_version(loaded.model.parameters())
     rows = [row for row in toy.forbidden if row.split == "attack"]
     result = run_arm(
         loaded,
-        smoke.attack.arms[0].model_copy(update={"steps": 4}),
+        smoke.attack.arms[0].model_copy(update={"steps": 4, "kl_coefficient": 0.04}),
         AttackConfig.model_validate({"checkpoints": [0, 4], "max_completion_tokens": 6}),
         role="hardened",
         seed=0,
@@ -234,8 +238,41 @@ def test_an_attack_without_live_groups_moves_no_weight(
         report=lambda *_: None,
     )
     assert result.statistics["idle_steps"] == result.statistics["steps_run"] == 4
+    assert [step["step"] for step in result.statistics["steps"]] == [1, 2, 3, 4]
     assert result.statistics["live_groups"] == 0
-    names = [name for name in captured if not name.endswith(" before")]
-    assert names
-    for name in names:
-        assert torch.equal(captured[name], captured[f"{name} before"])
+    assert set(result.statistics["monitored_harm"]) == {"0", "4"}
+    assert weights_version(loaded.model.parameters()) == version
+
+
+def test_steps_made_without_a_trainer_end_where_the_trainer_would(
+    badly_hardened: tuple[LoadedModel, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trainer_only(
+        loaded: LoadedModel,
+        arm: AttackArmConfig,
+        settings: AttackConfig,
+        groups: Groups,
+        seed: int,
+        after_step: Callable[[StepStatistics, Any], bool],
+    ) -> None:
+        network = add_lora(loaded, arm.lora, attack._mix(seed, 3))
+        GroupTrainer(
+            loaded=loaded,
+            peft_model=network,
+            groups=groups,
+            args=attack.arm_arguments(tmp_path, arm, settings, loaded, seed=attack._mix(seed, 4)),
+            on_step=lambda statistics: after_step(statistics, network),
+        ).train()
+        network.unload()
+
+    def run(seed: int) -> ArmResult:
+        return attacked(badly_hardened, LengthJudge(), seed, group_size=2, learning_rate=1e-3)
+
+    results = [run(seed) for seed in range(4)]
+    assert any(r.statistics["steps"][0]["idle"] and r.statistics["live_groups"] for r in results)
+    monkeypatch.setattr(attack, "train_arm", trainer_only)
+    for seed, result in enumerate(results):
+        again = run(seed)
+        assert again.completions == result.completions
+        for one, other in zip(result.statistics["steps"], again.statistics["steps"], strict=True):
+            assert {**one, "seconds": 0.0} == {**other, "seconds": 0.0}

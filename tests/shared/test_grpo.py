@@ -10,13 +10,16 @@ from backburn.components.rl_attack.lazy_rollouts import Rollouts
 from backburn.components.shared.config import LoraSettings, ModelConfig, SamplingConfig
 from backburn.components.shared.domains import Domain
 from backburn.components.shared.grpo import (
+    Groups,
     GroupTrainer,
     StepStatistics,
-    _OnePass,
     grpo_arguments,
+    in_turn,
 )
 from backburn.components.shared.models import LoadedModel, add_lora, load_base
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from trl import GRPOTrainer
 
 STEPS, GROUP, TOKENS = 3, 8, 6
@@ -39,6 +42,8 @@ def train(
     trainer: type[GroupTrainer] | None = GroupTrainer,
     loss: str = "dapo",
     scale: str = "group",
+    beta: float = 0.0,
+    exact_ties: bool = True,
     **settings: bool,
 ) -> tuple[bool, list[StepStatistics], Any]:
     """Whether the adapter stood still, what the steps saw, and the trainer; None: stock TRL."""
@@ -48,7 +53,6 @@ def train(
     history: list[StepStatistics] = []
     args = grpo_arguments(
         scratch,
-        steps=STEPS,
         prompts_per_step=1,
         group_size=GROUP,
         learning_rate=1e-3,
@@ -57,14 +61,16 @@ def train(
         seed=0,
         loss=loss,
         scale_rewards=scale,
+        beta=beta,
     )
-    prompts = [row.chat() for row in toy.benign[:2]]
+    prompts = [row.chat() for row in in_turn(toy.benign[:2], STEPS, torch.Generator())]
     made: Any
     if trainer is None:
 
         def reward(completions: Any, **_: Any) -> list[float]:
             return scores([completion[0]["content"] for completion in completions])
 
+        args.max_steps = STEPS
         made = GRPOTrainer(
             model=model,
             reward_funcs=[reward],
@@ -76,9 +82,15 @@ def train(
         made = trainer(
             loaded=loaded,
             peft_model=model,
-            source=source(loaded),
-            reward=lambda _, texts: scores(texts),
-            prompts=prompts,
+            groups=Groups(
+                loaded,
+                source(loaded),
+                lambda _, texts: scores(texts),
+                prompts,
+                per_step=1,
+                size=GROUP,
+                exact_ties=exact_ties,
+            ),
             args=args,
             on_step=lambda statistics: history.append(statistics) is None,
             **settings,
@@ -121,7 +133,7 @@ def test_stock_stands_still_only_where_the_mean_of_a_tied_group_is_exact(
     ours, history, _ = train(tiny_base, toy, tmp_path / "ours", constant(value), exact_ties=False)
     assert stock is stands_still
     assert ours is stands_still
-    assert not any(item.idle for item in history)
+    assert [item.idle for item in history] == [stands_still] * STEPS
     assert not any(item.live_groups for item in history)
 
 
@@ -139,7 +151,7 @@ def test_momentum_moves_the_weights_in_idle_steps_as_it_does_in_stock(
 ) -> None:
     """The first step is live; then all rewards are equal, with an exact mean."""
     ends = []
-    for exact_ties in (True, False):
+    for free in (True, False):
         calls = iter(range(STEPS))
         firsts: list[dict[str, torch.Tensor]] = []
 
@@ -148,25 +160,39 @@ def test_momentum_moves_the_weights_in_idle_steps_as_it_does_in_stock(
                 firsts.append(adapter(model))  # noqa: B023
                 return super().training_step(model, *arguments, **named)
 
+            def _silence_is_free(self) -> bool:
+                return free  # noqa: B023
+
         def scores(texts: Sequence[str]) -> list[float]:
             live = next(calls) == 0  # noqa: B023
             return [float(place) if live else 0.5 for place in range(len(texts))]
 
-        _, history, made = train(
-            tiny_base, toy, tmp_path / str(exact_ties), scores, Watched, exact_ties=exact_ties
-        )
+        _, history, made = train(tiny_base, toy, tmp_path / str(free), scores, Watched)
         assert [item.live_groups for item in history] == [1, 0, 0]
-        assert [item.idle for item in history] == [False, exact_ties, exact_ties]
+        assert [item.idle for item in history] == [False, free, free]
         assert not same(firsts[1], firsts[2])  # the second step, without signal, moved the adapter
         ends.append(adapter(made.model))
     for name, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][name], rtol=1e-5, atol=1e-7)
 
 
-def test_too_few_prompts_for_a_step_are_an_error_and_no_endless_wait() -> None:
-    assert list(_OnePass([1, 2], 5)) == [1, 2, 1, 2, 1]  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="fewer prompts than groups"):
-        list(_OnePass([], 5))  # type: ignore[arg-type]
+@pytest.mark.parametrize("at_reference", [True, False])
+def test_a_kl_to_the_weights_it_starts_from_is_free_and_has_no_gradient(
+    tiny_base: Path, toy: Domain, tmp_path: Path, at_reference: bool
+) -> None:
+    still, history, _ = train(
+        tiny_base, toy, tmp_path, constant(0.5), beta=0.04, at_reference=at_reference
+    )
+    assert still  # also when the passes are made
+    assert [item.idle for item in history] == [at_reference] * STEPS
+
+
+@given(rows=st.integers(1, 7), count=st.integers(0, 40), seed=st.integers(0, 99))
+def test_rows_come_in_turn_equally_often_or_once_more(rows: int, count: int, seed: int) -> None:
+    drawn = in_turn(range(rows), count, torch.Generator().manual_seed(seed))
+    times = [drawn.count(row) for row in range(rows)]
+    assert len(drawn) == count
+    assert max(times) - min(times) <= 1
 
 
 def test_rloo_compares_with_the_mean_of_the_others(
@@ -187,8 +213,8 @@ def test_rloo_compares_with_the_mean_of_the_others(
 
     train(tiny_base, toy, tmp_path, scores, Watched, "rloo", "none", leave_one_out=True)
     assert len(seen) == STEPS
-    for given, advantages in seen:
+    for earned, advantages in seen:
         for place, advantage in enumerate(advantages):
-            others = [reward for other, reward in enumerate(given) if other != place]
-            expected = given[place] - sum(others) / len(others)
+            others = [reward for other, reward in enumerate(earned) if other != place]
+            expected = earned[place] - sum(others) / len(others)
             assert advantage / TOKENS == pytest.approx(expected, abs=1e-4)
