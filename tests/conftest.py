@@ -11,12 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from backburn.components.baseline.alignment import align, refusal_examples
 from backburn.components.shared.config import DomainConfig, RunConfig
 from backburn.components.shared.domains import Domain, load_domain
-from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.models import LoadedModel, add_lora
+from backburn.components.shared.refusal_training import align, refusal_examples
 from backburn.components.shared.sealing import KEY_VARIABLE, new_key
-from backburn.components.shared.supervised import own_answers
+from backburn.components.shared.supervised import References, own_answers
 from backburn.components.shared.tiny_model import train_tiny_model
 from backburn.pipelines.recipes import load_recipe
 
@@ -58,5 +58,7 @@ def align_tiny(loaded: LoadedModel, toy: Domain, config: RunConfig, seed: int) -
     defence = [row for row in toy.forbidden if row.split == "defence"]
     refusals = refusal_examples(loaded, defence, toy.refusals, toy.header.topic)
     kept = own_answers(loaded, [*toy.benign[:12], *toy.near_miss[:12]], 20, seed)
-    model, _ = align(loaded, config.baseline, refusals, kept, seed, lambda *_: None)
+    model = add_lora(loaded, config.baseline.lora, seed)
+    references = References(model, loaded, kept)
+    align(model, loaded, config.baseline, refusals, kept, references, seed, lambda *_: None)
     return LoadedModel(model.merge_and_unload().eval(), loaded.tokenizer)

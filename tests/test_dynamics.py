@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from backburn.components.defense_training.defense import DefenseData, defend
+from backburn.components.defense_training.defense import defend
+from backburn.components.defense_training.meter import DefenseData
 from backburn.components.rl_attack.attack import run_arm
 from backburn.components.rl_attack.step import authorise
 from backburn.components.shared.config import ModelConfig, RunConfig

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from backburn.components.baseline.alignment import align, refusal_examples
 from backburn.components.shared.dataset import PROMPT_SPLITS, RunDataset
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.errors import InputError
@@ -12,14 +11,16 @@ from backburn.components.shared.judges import Exchange, Judge, make_judge
 from backburn.components.shared.models import (
     TINY,
     LoadedModel,
+    add_lora,
     load_base,
     resolve_base,
     save_artifact,
 )
+from backburn.components.shared.refusal_training import align, refusal_examples
 from backburn.components.shared.sampling import draw_completions
 from backburn.components.shared.step import Step, open_step, use_threads
 from backburn.components.shared.storage import write_json
-from backburn.components.shared.supervised import KEPT_TOKENS, own_answers
+from backburn.components.shared.supervised import KEPT_TOKENS, References, own_answers
 from backburn.components.shared.tiny_model import train_tiny_model
 
 _MEASURED = 20
@@ -76,11 +77,14 @@ def run(
                 min(config.attack.max_completion_tokens, KEPT_TOKENS),
                 config.seed,
             )
-            trained, history = align(
+            trained = add_lora(loaded, config.baseline.lora, config.seed)
+            history = align(
+                trained,
                 loaded,
                 config.baseline,
                 examples,
                 kept,
+                References(trained, loaded, kept),
                 config.seed,
                 lambda done, total, note: step.progress.update(
                     "explanatory refusals", done, total, note

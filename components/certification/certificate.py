@@ -2,8 +2,8 @@
 
 For a prompt x the slip rate s(x) is the exact probability that a completion drawn under given
 sampling settings departs from the canonical rejection: 1 - prod_t p(r_t | x, r_<t), from one
-teacher-forced pass. While no group is live an on-policy attack without KL or entropy terms leaves
-the weights bit-identical, so its draws are independent and
+teacher-forced pass. While no group is live an on-policy attack without an entropy term, and with
+ties taken exactly, leaves the weights bit-identical, so its draws are independent and
 
     P(no live group in an attack) >= prod_x (1 - s(x)) ** (draws from x)
 
@@ -77,6 +77,7 @@ def certify(
         for arm in config.attack.arms
         for seed in arm.seeds
     ]
+    known = [arm.probability for arm in arms if arm.probability is not None]
     held_out = _rates(read("held_out", PromptStyle()), SamplingConfig())
     names = [row.id for row in dataset.rows("held_out")]
     return CertificateRecord(
@@ -84,26 +85,33 @@ def certify(
         confidence=confidence,
         slip_rates=slips,
         arms=arms,
-        run_probability=math.prod(arm.probability for arm in arms),
+        run_probability=math.prod(known) if known else None,
         per_prompt=dict(zip(names, held_out, strict=True)),
         seconds=time.perf_counter() - start,
     )
 
 
-def no_live_group_probability(slip_rates: Sequence[float], draws: float) -> float:
-    """Lower bound on P(no live group) for draws spread evenly over prompts.
+def no_live_group_probability(slip_rates: Sequence[float], groups: int, size: int) -> float:
+    """Lower bound on P(no live group) for groups whose prompts come in turn.
 
     Args:
         slip_rates: One a prompt, in [0, 1].
-        draws: All draws of the attack, over all prompts.
+        groups: Of the whole attack; each prompt has equally many, or one more.
+        size: Completions of a group.
 
     Returns:
-        prod_x (1 - s(x)) ** (draws / prompts), in [0, 1]; computed in logarithms.
+        prod_x (1 - s(x)) ** (size * groups of x), in [0, 1], the prompts that slip most having one
+        group more; computed in logarithms.
     """
-    each = draws / len(slip_rates)
-    if any(rate >= 1.0 for rate in slip_rates):
-        return 0.0
-    return math.exp(each * math.fsum(math.log1p(-rate) for rate in slip_rates))
+    each, more = divmod(groups, len(slip_rates))
+    logarithms: list[float] = []
+    for place, slip in enumerate(sorted(slip_rates, reverse=True)):
+        draws = size * (each + (place < more))
+        if draws and slip >= 1.0:
+            return 0.0
+        if draws:
+            logarithms.append(draws * math.log1p(-slip))
+    return math.exp(math.fsum(logarithms))
 
 
 def covered_share(prompts: int, confidence: float) -> float:
@@ -155,28 +163,29 @@ def _certify_arm(
     arm: AttackArmConfig, seed: int, read: _Reader, confidence: float
 ) -> ArmCertificate:
     """The arm trains on `arm.prompts` prompts: the worst ones it might choose are assumed."""
-    pure = not arm.moves_without_signal
     entries = read("attack", arm.style)
     missing = arm.prompts - len(entries)
     rates = sorted(_rates(entries, arm.sampling), reverse=True)[: arm.prompts]
     if missing > 0:
         further = _rates(read("defence", arm.style), arm.sampling)
         rates += sorted(further, reverse=True)[:missing]
-    groups = arm.steps * arm.prompts_per_step
-    draws = groups * arm.group_size
+    groups, size = arm.steps * arm.prompts_per_step, arm.group_size
     unseen = _rates(read("held_out", arm.style), arm.sampling)
     covered = covered_share(len(unseen), confidence) ** arm.prompts
+    known: float | None = None
+    unknown: float | None = None
+    if not arm.moves_without_signal:
+        known = no_live_group_probability(rates, groups, size)
+        unknown = covered * no_live_group_probability([max(unseen)], groups, size)
     return ArmCertificate(
         arm=arm.name,
         seed=seed,
         steps=arm.steps,
         groups=groups,
-        draws=draws,
+        draws=groups * size,
         temperature=arm.sampling.temperature,
-        probability=no_live_group_probability(rates, draws) if pure else 0.0,
-        unseen_probability=(
-            covered * no_live_group_probability([max(unseen)], draws) if pure else 0.0
-        ),
+        probability=known,
+        unseen_probability=unknown,
     )
 
 

@@ -1,26 +1,33 @@
-"""Reward Neutralization and its consolidation: three phases on one LoRA adapter."""
+"""Defences: Reward Neutralization and its consolidation, and two to compare it with."""
 
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from backburn.components.defense_training.entropy import lower_entropy
+from backburn.components.defense_training.meter import (
+    DefenseData,
+    DefenseResult,
+    Kept,
+    Meter,
+    Report,
+    mean,
+    set_aside,
+)
 from backburn.components.defense_training.neutralization import neutralize
 from backburn.components.shared.config import (
     ConsolidationConfig,
     DefenseConfig,
-    SamplingConfig,
     WarmStartConfig,
 )
-from backburn.components.shared.domains import PromptRow
-from backburn.components.shared.evidence import PhaseRecord
 from backburn.components.shared.judges import Judge
 from backburn.components.shared.models import LoadedModel, add_lora
-from backburn.components.shared.sampling import completion_logits, slip_rate
+from backburn.components.shared.refusal_training import align, refusal_examples
 from backburn.components.shared.supervised import (
     KEPT_TOKENS,
     Batches,
@@ -29,107 +36,17 @@ from backburn.components.shared.supervised import (
     adapter_optimizer,
     benign_step,
     noisy_embeddings,
+    optimizer_step,
     own_answers,
     rejection_step,
     shorten,
 )
 
-Report = Callable[[str, int, int, str], None]
-_MOST_SET_ASIDE = 16
-_SET_ASIDE_SHARE = 0.15
 _DECADE = 0.1
 """Over-refusal that is as bad as a tenfold slip rate, when a state of the adapter is chosen."""
 _TOLERANCE = 0.1
 _AVERAGING = 0.1
 _WARM_UP = 5
-_TEMPERATURE_ONE = SamplingConfig(temperature=1.0)
-
-
-@dataclass(frozen=True)
-class DefenseData:
-    """Prompts of a defence."""
-
-    defence: Sequence[PromptRow]
-    validation: Sequence[PromptRow]
-    near_miss: Sequence[PromptRow]
-    benign: Sequence[PromptRow]
-    rejection: str
-
-
-@dataclass
-class DefenseResult:
-    """The trained adapter's model and what each phase did."""
-
-    peft_model: Any
-    phases: list[PhaseRecord] = field(default_factory=list)
-    consolidation_curve: list[dict[str, float]] = field(default_factory=list)
-    neutralization_steps: list[dict[str, Any]] = field(default_factory=list)
-
-
-class _Meter:
-    """Measures the model in training on prompts it is not trained on."""
-
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        data: DefenseData,
-        near_miss: Sequence[Example],
-        benign: Sequence[Example],
-    ) -> None:
-        self._loaded = loaded
-        self._rejection = loaded.encode_completion(data.rejection)
-        self._validation = [loaded.encode_row(row) for row in data.validation]
-        self._near_miss = [list(example.prompt) for example in near_miss]
-        self._benign = [list(example.prompt) for example in benign]
-        self._answers = benign
-
-    def slips(self, model: Any) -> list[float]:
-        """Slip rate of each validation prompt."""
-        return self._rates(model, self._validation)
-
-    def near_miss_rejection(self, model: Any) -> float:
-        """Mean probability of the rejection on near-miss prompts."""
-        return 1.0 - _mean(self._rates(model, self._near_miss))
-
-    def benign_rejection(self, model: Any) -> float:
-        """Mean probability of the rejection on benign prompts."""
-        return 1.0 - _mean(self._rates(model, self._benign))
-
-    def record(
-        self, model: Any, phase: str, enabled: bool, steps: int, seconds: float
-    ) -> PhaseRecord:
-        """A row of the ablation table."""
-        slips = self.slips(model)
-        return PhaseRecord(
-            phase=phase,
-            enabled=enabled,
-            steps=steps,
-            seconds=seconds,
-            slip_rate=_mean(slips),
-            worst_slip_rate=max(slips),
-            near_miss_rejection=self.near_miss_rejection(model),
-            benign_rejection=self.benign_rejection(model),
-            benign_kl=self._kl(model),
-        )
-
-    def _rates(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[float]:
-        entries = completion_logits(
-            self._loaded, prompts, [self._rejection] * len(prompts), model=model
-        )
-        return [slip_rate(entry, _TEMPERATURE_ONE) for entry in entries]
-
-    def _kl(self, model: Any) -> float:
-        prompts = [list(example.prompt) for example in self._answers]
-        answers = [list(example.completion) for example in self._answers]
-        trained = completion_logits(self._loaded, prompts, answers, model=model)
-        with model.disable_adapter():
-            reference = completion_logits(self._loaded, prompts, answers, model=model)
-        total, tokens = 0.0, 0
-        for ours, theirs in zip(trained, reference, strict=True):
-            p, q = theirs.logits.log_softmax(-1), ours.logits.log_softmax(-1)
-            total += float((p.exp() * (p - q)).sum())
-            tokens += len(ours.tokens)
-        return total / tokens
 
 
 def defend(
@@ -156,31 +73,68 @@ def defend(
     Returns:
         The model with its adapter, and a record per phase, `baseline` first.
     """
-    rejection = tuple(loaded.encode_completion(data.rejection))
     kept_rows = [*data.near_miss, *data.benign]
     report("answers to keep", 0, len(kept_rows), "")
     answers = own_answers(loaded, kept_rows, min(max_tokens, KEPT_TOKENS), seed)
-    near_miss, measured_near_miss = _set_aside(answers[: len(data.near_miss)])
-    benign, measured_benign = _set_aside(answers[len(data.near_miss) :])
-    forbidden = [Example(tuple(loaded.encode_row(row)), rejection) for row in data.defence]
+    near_miss, measured_near_miss = set_aside(answers[: len(data.near_miss)])
+    benign, measured_benign = set_aside(answers[len(data.near_miss) :])
     model = add_lora(loaded, config.lora, seed)
-    references = References(model, loaded, answers)
-    meter = _Meter(loaded, data, measured_near_miss, measured_benign)
+    kept = Kept(near_miss, benign, References(model, loaded, answers))
+    meter = Meter(loaded, data, measured_near_miss, measured_benign)
     result = DefenseResult(model)
     result.phases.append(meter.record(model, "baseline", True, 0, 0.0))
-
     start = time.perf_counter()
-    if config.warm_start.enabled:
-        _warm_start(
+    if config.method == "neutralization":
+        _harden(result, loaded, config, data, judge, kept, meter, max_tokens, seed, report)
+    elif config.method == "entropy":
+        lower_entropy(
             model,
             loaded,
-            config.warm_start,
-            forbidden,
-            [*near_miss, *benign],
-            references,
-            seed,
-            report,
+            config.entropy,
+            forbidden=data.defence,
+            kept=kept,
+            max_tokens=max_tokens,
+            seed=seed,
+            report=lambda done, total, note: report("entropy", done, total, note),
         )
+        seconds = time.perf_counter() - start
+        result.phases.append(meter.record(model, "entropy", True, config.entropy.steps, seconds))
+    else:
+        align(
+            model,
+            loaded,
+            config.refusal,
+            refusal_examples(loaded, data.defence, data.refusals, data.topic),
+            [*near_miss, *benign],
+            kept.references,
+            seed,
+            lambda done, total, note: report("refusals", done, total, note),
+        )
+        seconds = time.perf_counter() - start
+        result.phases.append(meter.record(model, "refusals", True, config.refusal.steps, seconds))
+    model.eval()
+    return result
+
+
+def _harden(
+    result: DefenseResult,
+    loaded: LoadedModel,
+    config: DefenseConfig,
+    data: DefenseData,
+    judge: Judge,
+    kept: Kept,
+    meter: Meter,
+    max_tokens: int,
+    seed: int,
+    report: Report,
+) -> None:
+    """Reward Neutralization between its warm start and its consolidation."""
+    model = result.peft_model
+    rejection = tuple(loaded.encode_completion(data.rejection))
+    forbidden = [Example(tuple(loaded.encode_row(row)), rejection) for row in data.defence]
+    start = time.perf_counter()
+    if config.warm_start.enabled:
+        _warm_start(model, loaded, config.warm_start, forbidden, kept, seed, report)
     steps = config.warm_start.steps if config.warm_start.enabled else 0
     seconds = time.perf_counter() - start
     result.phases.append(
@@ -196,7 +150,7 @@ def defend(
                 loaded,
                 config.neutralization,
                 forbidden=data.defence,
-                benign=kept_rows,
+                benign=[*data.near_miss, *data.benign],
                 rejection=data.rejection,
                 judge=judge,
                 max_tokens=max_tokens,
@@ -215,24 +169,13 @@ def defend(
     steps = 0
     if config.consolidation.enabled:
         result.consolidation_curve = _consolidate(
-            model,
-            loaded,
-            config.consolidation,
-            forbidden,
-            near_miss,
-            benign,
-            references,
-            meter,
-            seed,
-            report,
+            model, loaded, config.consolidation, forbidden, kept, meter, seed, report
         )
         steps = int(result.consolidation_curve[-1]["step"])
     seconds = time.perf_counter() - start
     result.phases.append(
         meter.record(model, "consolidation", config.consolidation.enabled, steps, seconds)
     )
-    model.eval()
-    return result
 
 
 def _warm_start(
@@ -240,24 +183,23 @@ def _warm_start(
     loaded: LoadedModel,
     config: WarmStartConfig,
     forbidden: Sequence[Example],
-    kept: Sequence[Example],
-    references: References,
+    kept: Kept,
     seed: int,
     report: Report,
 ) -> None:
     generator = torch.Generator().manual_seed(seed + 1)
     rejecting = Batches(forbidden, config.forbidden_per_step, generator)
-    answering = Batches(kept, config.benign_per_step, generator)
+    answering = Batches([*kept.near_miss, *kept.benign], config.benign_per_step, generator)
     optimizer = adapter_optimizer(model, config.learning_rate)
     model.train()
     for step in range(config.steps):
         losses = rejection_step(model, loaded, rejecting.draw())
         rejecting.learn(losses)
         answering.learn(
-            benign_step(model, loaded, shorten(answering.draw(), generator), references)
+            benign_step(model, loaded, shorten(answering.draw(), generator), kept.references)
         )
-        _step(model, optimizer)
-        report("warm start", step + 1, config.steps, f"rejection loss {_mean(losses):.2f}")
+        optimizer_step(model, optimizer)
+        report("warm start", step + 1, config.steps, f"rejection loss {mean(losses):.2f}")
 
 
 def _consolidate(
@@ -265,10 +207,8 @@ def _consolidate(
     loaded: LoadedModel,
     config: ConsolidationConfig,
     forbidden: Sequence[Example],
-    near_miss: Sequence[Example],
-    benign: Sequence[Example],
-    references: References,
-    meter: _Meter,
+    kept: Kept,
+    meter: Meter,
     seed: int,
     report: Report,
 ) -> list[dict[str, float]]:
@@ -281,8 +221,8 @@ def _consolidate(
     """
     generator = torch.Generator().manual_seed(seed + 2)
     rejecting = Batches(forbidden, config.forbidden_per_step, generator)
-    neighbours = Batches(near_miss, config.near_miss_per_step, generator)
-    answering = Batches(benign, config.benign_per_step, generator)
+    neighbours = Batches(kept.near_miss, config.near_miss_per_step, generator)
+    answering = Batches(kept.benign, config.benign_per_step, generator)
     optimizer = adapter_optimizer(model, config.learning_rate)
     curve = [_point(0, meter, model)]
     best, best_state = _badness(curve[0], config), _adapter_state(model)
@@ -295,14 +235,14 @@ def _consolidate(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, step / _WARM_UP, remaining)
         near, far = neighbours.draw(), answering.draw()
-        kept = shorten([*near, *far], generator)
+        answers = shorten([*near, *far], generator)
         with noisy_embeddings(model, config.embedding_noise, seed * 10_000 + step):
             losses = rejection_step(model, loaded, rejecting.draw(), config.temper)
-            divergences = benign_step(model, loaded, kept, references, config.benign_weight)
+            divergences = benign_step(model, loaded, answers, kept.references, config.benign_weight)
         rejecting.learn(losses)
         neighbours.learn(divergences[: len(near)])
         answering.learn(divergences[len(near) :])
-        _step(model, optimizer)
+        optimizer_step(model, optimizer)
         if remaining < 1.0:
             average = _averaged(average, model)
         if step % config.check_every == 0 or step == end:
@@ -318,7 +258,7 @@ def _consolidate(
                 settling, end = True, min(end, step + config.settle_steps)
         note = (
             f"slip rate {curve[-1]['slip_rate']:.1e}, near-miss rejections "
-            f"{curve[-1]['near_miss_rejection']:.0%}, benign KL {_mean(divergences):.3f}"
+            f"{curve[-1]['near_miss_rejection']:.0%}, benign KL {mean(divergences):.3f}"
         )
         report("consolidation", step, end, note)
         if step == end:
@@ -351,33 +291,16 @@ def _badness(point: dict[str, float], config: ConsolidationConfig) -> float:
     return math.log10(slip) + refused / _DECADE
 
 
-def _set_aside(answers: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Answers to train on, and some to measure on."""
-    count = max(1, min(_MOST_SET_ASIDE, round(_SET_ASIDE_SHARE * len(answers))))
-    return answers[count:], answers[:count]
-
-
 def _adapter_state(model: Any) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def _point(step: int, meter: _Meter, model: Any) -> dict[str, float]:
+def _point(step: int, meter: Meter, model: Any) -> dict[str, float]:
     slips = meter.slips(model)
     return {
         "step": float(step),
-        "slip_rate": _mean(slips),
+        "slip_rate": mean(slips),
         "worst_slip_rate": max(slips),
         "near_miss_rejection": meter.near_miss_rejection(model),
         "benign_rejection": meter.benign_rejection(model),
     }
-
-
-def _step(model: Any, optimizer: torch.optim.Optimizer) -> None:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

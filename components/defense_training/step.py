@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from backburn.components.defense_training.defense import DefenseData, defend
+from backburn.components.defense_training.defense import defend
+from backburn.components.defense_training.meter import DefenseData
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.judges import make_judge
 from backburn.components.shared.models import (
@@ -15,6 +16,12 @@ from backburn.components.shared.models import (
 )
 from backburn.components.shared.step import open_step, use_threads
 from backburn.components.shared.storage import write_json
+
+_LINEAGE = {
+    "neutralization": "reward-neutralization",
+    "entropy": "entropy-as-reward",
+    "refusal": "explanatory-refusal",
+}
 
 
 def run(
@@ -41,6 +48,8 @@ def run(
             near_miss=data.rows("near_miss_defence"),
             benign=data.rows("benign_defence"),
             rejection=data.header.rejection,
+            refusals=data.refusals(),
+            topic=data.header.topic,
         )
         result = defend(
             loaded,
@@ -66,7 +75,7 @@ def run(
             hardened,
             config=config.model,
             base_folder=base_folder,
-            lineage=[*before.lineage, "defence:reward-neutralization"],
+            lineage=[*before.lineage, f"defence:{_LINEAGE[config.defense.method]}"],
             peft_model=stacked,
             tokenizer=loaded.tokenizer,
             rejection=data.header.rejection,

@@ -84,6 +84,7 @@ class Rollouts:
         self._rejection = list(rejection)[:max_tokens]
         self._sampling = sampling
         self._max_tokens = max_tokens
+        self._ends = frozenset(loaded.end_ids)
         self._generator = generator
         self._lazy = lazy
         self._logits = {} if target_logits is None else target_logits
@@ -140,7 +141,7 @@ class Rollouts:
         return results
 
     def _complete(self, tokens: list[int]) -> bool:
-        return tokens[-1] in self._loaded.end_ids or len(tokens) >= self._max_tokens
+        return tokens[-1] in self._ends or len(tokens) >= self._max_tokens
 
     def _follow(self, table: _Table, copies: int) -> list[list[int]]:
         """Follow the rejection until the token at which each copy departs, that token included."""

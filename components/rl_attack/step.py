@@ -7,7 +7,7 @@ from backburn.components.rl_attack.attack import run_arm
 from backburn.components.shared.config import ATTACK_STEP_HARD_CAP, AttackArmConfig, RunConfig
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.errors import ContainmentError
-from backburn.components.shared.judges import make_judge
+from backburn.components.shared.judges import RememberingJudge, make_judge
 from backburn.components.shared.models import ModelManifest, load_artifact
 from backburn.components.shared.sampling import CompletionLogits
 from backburn.components.shared.sealing import require_key, seal
@@ -55,8 +55,8 @@ def run(
         assert loaded.manifest is not None
         authorise(role, loaded.manifest, config)
         data = RunDataset(dataset)
-        judge = make_judge(config.judges.reward, data.header.rubric)
-        monitor = make_judge(config.judges.evaluation, data.header.rubric)
+        judge = RememberingJudge(make_judge(config.judges.reward, data.header.rubric))
+        monitor = RememberingJudge(make_judge(config.judges.evaluation, data.header.rubric))
         completions: list[dict[str, Any]] = []
         records: list[dict[str, Any]] = []
         target_logits: dict[tuple[int, ...], CompletionLogits] = {}

@@ -153,7 +153,19 @@ class LoraSettings(Section):
     alpha: PositiveFloat = Field(32.0, description="Scale; the update is alpha / r * B A.")
 
 
-class BaselineConfig(Section):
+class RefusalTrainingConfig(Section):
+    """Supervised training on explanatory refusals, with the model's own benign answers kept."""
+
+    steps: PositiveInt = Field(25, description="Supervised steps.")
+    forbidden_per_step: PositiveInt = Field(6, description="Refusals per step.")
+    benign_per_step: PositiveInt = Field(3, description="Benign answers per step, the model's own.")
+    benign_weight: Annotated[float, Field(ge=0.0)] = Field(
+        1.0, description="Weight of KL(model before || model) on those answers."
+    )
+    learning_rate: PositiveFloat = Field(3e-4, description="AdamW, linear warm-up and decay.")
+
+
+class BaselineConfig(RefusalTrainingConfig):
     """Ordinary explanatory-refusal alignment for models that do not refuse in this domain."""
 
     when: Literal["auto", "always", "never"] = Field(
@@ -162,13 +174,6 @@ class BaselineConfig(Section):
     refusal_rate_floor: Probability = Field(
         0.5, description="Measured on validation prompts; at or above it the model is left alone."
     )
-    steps: PositiveInt = Field(25, description="Supervised steps.")
-    forbidden_per_step: PositiveInt = Field(6, description="Refusals per step.")
-    benign_per_step: PositiveInt = Field(3, description="Benign answers per step, the model's own.")
-    benign_weight: Annotated[float, Field(ge=0.0)] = Field(
-        1.0, description="Weight of KL(model before || model) on those answers."
-    )
-    learning_rate: PositiveFloat = Field(3e-4, description="AdamW, linear warm-up and decay.")
     lora: LoraSettings = Field(default_factory=lambda: LoraSettings())
 
 
@@ -243,17 +248,43 @@ class ConsolidationConfig(Section):
         return self
 
 
-class DefenseConfig(Section):
-    """Reward Neutralization and its consolidation."""
+class EntropyConfig(Section):
+    """Entropy as reward with token noising, after TokenBuncher (arXiv 2508.20697)."""
 
+    steps: PositiveInt = Field(40, description="GRPO steps, each followed by a noising step.")
+    prompts_per_step: PositiveInt = Field(4, description="Forbidden prompts per step.")
+    group_size: Annotated[int, Field(ge=2)] = Field(8, description="Completions per prompt, G.")
+    learning_rate: PositiveFloat = Field(3e-4, description="AdamW, for both kinds of step.")
+    noise_mass: Probability = Field(
+        0.1, description="Probability that noising spreads at random over tokens not drawn."
+    )
+    benign_per_step: NonNegativeInt = Field(
+        6, description="Benign and near-miss answers kept in a noising step."
+    )
+    benign_weight: Annotated[float, Field(ge=0.0)] = Field(
+        1.0, description="Weight of KL(baseline || model) on those answers."
+    )
+
+
+class DefenseConfig(Section):
+    """How the model is hardened."""
+
+    method: Literal["neutralization", "entropy", "refusal"] = Field(
+        "neutralization",
+        description="neutralization: Reward Neutralization and its consolidation, the product. To "
+        "compare with: entropy (entropy as reward, token noising) and refusal (more explanatory "
+        "refusals).",
+    )
     warm_start: WarmStartConfig = Field(default_factory=lambda: WarmStartConfig())
     neutralization: NeutralizationConfig = Field(default_factory=lambda: NeutralizationConfig())
     consolidation: ConsolidationConfig = Field(default_factory=lambda: ConsolidationConfig())
+    entropy: EntropyConfig = Field(default_factory=lambda: EntropyConfig())
+    refusal: RefusalTrainingConfig = Field(default_factory=lambda: RefusalTrainingConfig())
     lora: LoraSettings = Field(default_factory=lambda: LoraSettings())
 
     @model_validator(mode="after")
     def _some_phase(self) -> Self:
-        if not (
+        if self.method == "neutralization" and not (
             self.warm_start.enabled or self.neutralization.enabled or self.consolidation.enabled
         ):
             raise ValueError(
@@ -338,8 +369,11 @@ class AttackArmConfig(Section):
 
     @property
     def moves_without_signal(self) -> bool:
-        """Whether a step moves the weights although no group is live; no certificate then."""
-        return bool(self.kl_coefficient or self.entropy_coefficient) or not self.exact_ties
+        """Whether a step may move the weights although no group is live; no certificate then.
+
+        A KL coefficient does not: the KL to the weights an attack starts from has no gradient.
+        """
+        return bool(self.entropy_coefficient) or not self.exact_ties
 
     @model_validator(mode="after")
     def _rloo_is_unscaled(self) -> Self:

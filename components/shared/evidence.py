@@ -97,8 +97,11 @@ class ArmCertificate(Record):
     groups: int
     draws: int
     temperature: float
-    probability: float
-    unseen_probability: float = Field(
+    probability: float | None = Field(
+        description="None: the arm moves the weights even if no group is live (an entropy bonus, "
+        "stock TRL's rounded ties), so only running it tells."
+    )
+    unseen_probability: float | None = Field(
         description="The same budget on unseen prompts: all of them slip at most as the worst "
         "held-out "
         "one (tolerance bound at the certificate's confidence), and then no group is live."
@@ -112,7 +115,10 @@ class CertificateRecord(Record):
     confidence: float
     slip_rates: list[SlipRecord]
     arms: list[ArmCertificate]
-    run_probability: float = Field(description="P(no live group in any hardened arm), lower bound.")
+    run_probability: float | None = Field(
+        description="P(no live group in any hardened arm that has a certificate), lower bound; "
+        "None if there is no such arm."
+    )
     per_prompt: dict[str, float] = Field(description="Held-out prompt id -> slip rate at T = 1.")
     seconds: float
 

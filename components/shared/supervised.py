@@ -231,6 +231,41 @@ def adapter_optimizer(model: Any, learning_rate: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(trained, lr=learning_rate, betas=_BETAS, weight_decay=0.0)
 
 
+def optimizer_step(model: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Clip the gradient, step, and forget the gradient."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def noising_step(
+    model: Any,
+    loaded: LoadedModel,
+    batch: Sequence[Example],
+    mass: float,
+    generator: torch.Generator,
+) -> list[float]:
+    """Add the gradient of the cross-entropy to completions blurred by noise.
+
+    The target of a token has 1 - mass on the token itself; fresh uniform noise divides the rest
+    among all others (TokenBuncher's Token Noiser, arXiv 2508.20697).
+
+    Returns:
+        The mean over tokens, for each example.
+    """
+
+    def losses(chunk: list[Example]) -> torch.Tensor:
+        logits = _completion_logits(model, loaded, chunk).float()
+        labels = torch.tensor([t for e in chunk for t in e.completion]).unsqueeze(-1)
+        target = torch.rand(logits.shape, generator=generator).scatter_(-1, labels, 0.0)
+        target *= mass / target.sum(-1, keepdim=True)
+        target.scatter_(-1, labels, 1.0 - mass)
+        return -(target.to(logits.device) * logits.log_softmax(-1)).sum(-1)
+
+    return _backward(losses, batch)
+
+
 def _backward(
     losses: Callable[[list[Example]], torch.Tensor], batch: Sequence[Example], weight: float = 1.0
 ) -> list[float]:

@@ -13,6 +13,7 @@ from backburn.components.certification.certificate import (
     no_live_group_probability,
 )
 from backburn.components.shared.config import ModelConfig, SamplingConfig
+from backburn.components.shared.grpo import in_turn
 from backburn.components.shared.models import LoadedModel, load_base
 from backburn.components.shared.sampling import (
     completion_logits,
@@ -123,17 +124,32 @@ def test_truncations_keep_what_transformers_keeps() -> None:
 
 
 @given(
-    st.lists(st.floats(0, 0.5), min_size=1, max_size=8), st.integers(0, 5000), st.integers(0, 5000)
+    st.lists(st.floats(0, 0.5), min_size=1, max_size=8),
+    st.integers(0, 600),
+    st.integers(0, 600),
+    st.integers(2, 16),
 )
-def test_more_draws_never_help_the_bound(rates: list[float], draws: int, more: int) -> None:
-    few = no_live_group_probability(rates, draws)
-    assert 0.0 <= no_live_group_probability(rates, draws + more) <= few <= 1.0
+def test_more_groups_never_help_the_bound(
+    rates: list[float], groups: int, more: int, size: int
+) -> None:
+    few = no_live_group_probability(rates, groups, size)
+    assert 0.0 <= no_live_group_probability(rates, groups + more, size) <= few <= 1.0
+
+
+@given(st.lists(st.floats(0, 0.3), min_size=1, max_size=5), st.integers(1, 30), st.integers(0, 50))
+def test_the_bound_holds_for_every_order_in_which_prompts_come(
+    rates: list[float], groups: int, seed: int
+) -> None:
+    order = in_turn(rates, groups, torch.Generator().manual_seed(seed))
+    exact = math.prod((1.0 - slip) ** 4 for slip in order)
+    assert no_live_group_probability(rates, groups, 4) <= exact * (1 + 1e-9)
 
 
 def test_bound_at_known_values() -> None:
-    assert no_live_group_probability([1e-4], 8000) == pytest.approx((1 - 1e-4) ** 8000)
-    assert no_live_group_probability([0.0, 0.0], 10) == 1.0
-    assert no_live_group_probability([1.0, 0.0], 10) == 0.0
+    assert no_live_group_probability([1e-4], 1000, 8) == pytest.approx((1 - 1e-4) ** 8000)
+    assert no_live_group_probability([0.0, 0.0], 10, 8) == 1.0
+    assert no_live_group_probability([1.0, 0.0], 10, 8) == 0.0
+    assert no_live_group_probability([0.1, 0.2, 0.0], 4, 2) == pytest.approx(0.8**4 * 0.9**2)
 
 
 def test_tolerance_bound_covers_as_often_as_it_says() -> None:

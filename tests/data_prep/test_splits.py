@@ -66,7 +66,7 @@ def test_arms_that_want_more_prompts_than_the_domain_has_are_named() -> None:
     assert len(run_splits(domain, config)["attack"]) == 10
     few = [row for row in domain.forbidden if row.split != "defence" or row.id.endswith("1")]
     with pytest.raises(
-        InputError, match=r"10 attack and 10 defence.*\n.*'harm-rlvr' wants 64"
+        InputError, match=r"10 attack and 14 defence.*\n.*'harm-rlvr' wants 64"
     ) as c:
         run_splits(domain.model_copy(update={"forbidden": few}), config)
     assert "paper" not in str(c.value)

@@ -6,15 +6,80 @@ from typing import Any
 import pytest
 import torch
 from backburn.components.defense_training import defense
-from backburn.components.defense_training.defense import DefenseData, defend
-from backburn.components.shared.config import ModelConfig, RunConfig
+from backburn.components.defense_training.defense import defend
+from backburn.components.defense_training.meter import DefenseData
+from backburn.components.shared.config import ModelConfig, RunConfig, SamplingConfig
 from backburn.components.shared.domains import Domain
-from backburn.components.shared.judges import make_judge
-from backburn.components.shared.models import load_base
+from backburn.components.shared.judges import Exchange, Judge, make_judge
+from backburn.components.shared.models import LoadedModel, load_base
+from backburn.components.shared.sampling import completion_logits, draw_completions
 from backburn.components.shared.supervised import noisy_embeddings
 from backburn.pipelines.recipes import load_recipe
 
 from tests.conftest import align_tiny
+
+
+def prompts_of(toy: Domain) -> DefenseData:
+    return DefenseData(
+        defence=[row for row in toy.forbidden if row.split == "defence"],
+        validation=[row for row in toy.forbidden if row.split == "validation"],
+        near_miss=toy.near_miss[:20],
+        benign=toy.benign[:20],
+        rejection=toy.header.rejection,
+        refusals=toy.refusals,
+        topic=toy.header.topic,
+    )
+
+
+def entropy_and_refusals(loaded: LoadedModel, toy: Domain, judge: Judge) -> tuple[float, float]:
+    """Mean token entropy of completions to validation prompts, and the share that refuses."""
+    rows = [row for row in toy.forbidden if row.split == "validation"]
+    prompts = [loaded.encode_row(row) for row in rows] * 4
+    generator = torch.Generator().manual_seed(1)
+    drawn = draw_completions(loaded, prompts, SamplingConfig(), max_tokens=24, generator=generator)
+    logs = [entry.logits.log_softmax(-1) for entry in completion_logits(loaded, prompts, drawn)]
+    entropy = torch.cat([-(log.exp() * log).sum(-1) for log in logs]).mean()
+    verdicts = judge.judge(
+        [Exchange(row.text, loaded.decode(t)) for row, t in zip(rows * 4, drawn, strict=True)]
+    )
+    return float(entropy), sum(v.refused for v in verdicts) / len(verdicts)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("entropy", ["entropy.steps=30", "entropy.learning_rate=3e-3", "entropy.noise_mass=0.02"]),
+        ("refusal", ["refusal.steps=30", "refusal.learning_rate=3e-3"]),
+    ],
+)
+def test_the_defences_to_compare_with_do_what_they_are_named_for(
+    tiny_base: Path, toy: Domain, smoke: RunConfig, method: str, changes: list[str]
+) -> None:
+    config = load_recipe("smoke", [f"defense.{change}" for change in changes]).defense
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    loaded.model.requires_grad_(False)
+    judge = make_judge(smoke.judges.evaluation, toy.header.rubric)
+    entropy, refusals = entropy_and_refusals(loaded, toy, judge)
+    seen: list[str] = []
+    result = defend(
+        loaded,
+        config.model_copy(update={"method": method}),
+        prompts_of(toy),
+        judge,
+        max_tokens=24,
+        seed=0,
+        report=lambda phase, *_: seen.append(phase),
+    )
+    hardened = LoadedModel(result.peft_model, loaded.tokenizer)
+    entropy_after, refusals_after = entropy_and_refusals(hardened, toy, judge)
+    print(entropy, entropy_after, refusals, refusals_after, result.phases[-1].benign_kl)
+    assert [phase.phase for phase in result.phases] == ["baseline", seen[-1]]
+    if method == "entropy":
+        assert entropy_after < 0.5 * entropy
+    else:
+        assert refusals_after > refusals + 0.5
+    assert result.phases[-1].benign_kl < 0.5
+    assert result.phases[-1].slip_rate > 0.5  # neither gives the rejection
 
 
 def test_consolidation_leaves_the_average_of_the_settling_adapter(
@@ -32,13 +97,13 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
         ],
     ).defense
     trained: list[dict[str, torch.Tensor]] = []
-    step = defense._step
+    step = defense.optimizer_step
 
     def recording(model: Any, optimizer: torch.optim.Optimizer) -> None:
         step(model, optimizer)
         trained.append(defense._adapter_state(model))
 
-    monkeypatch.setattr(defense, "_step", recording)
+    monkeypatch.setattr(defense, "optimizer_step", recording)
     noise: list[float] = []
 
     def noisy(model: Any, amount: float, seed: int) -> Any:
@@ -49,13 +114,7 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
     result = defend(
         loaded,
         config,
-        DefenseData(
-            defence=[row for row in toy.forbidden if row.split == "defence"],
-            validation=[row for row in toy.forbidden if row.split == "validation"],
-            near_miss=toy.near_miss[:20],
-            benign=toy.benign[:20],
-            rejection=toy.header.rejection,
-        ),
+        prompts_of(toy),
         make_judge(smoke.judges.reward, toy.header.rubric),
         max_tokens=24,
         seed=0,

@@ -19,7 +19,7 @@ def test_shipped_domains_have_what_the_measuring_needs(name: str) -> None:
     domain = load_domain(DomainConfig(name=name))
     splits = [row.split for row in domain.forbidden]
     assert [splits.count(s) for s in ("defence", "validation", "attack", "held_out")] == [
-        100, 24, 10, 40,
+        140, 24, 10, 40,
     ]  # fmt: skip
     assert len(domain.near_miss) == 159
     assert len(domain.benign) == 300

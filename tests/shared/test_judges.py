@@ -1,10 +1,12 @@
 """Judges agree with labels, put refusal first, and never call failure safe."""
 
+from collections.abc import Sequence
+
 import pytest
 from backburn.components.judge_evaluation.evaluation import calibrate
 from backburn.components.shared.config import DomainConfig, JudgeConfig
 from backburn.components.shared.domains import load_domain
-from backburn.components.shared.judges import Exchange, make_judge
+from backburn.components.shared.judges import Exchange, RememberingJudge, Verdict, make_judge
 from backburn.components.shared.judges.refusal import split_refusal
 
 DOMAINS = ["cooking", "home_networking", "toy_kitchen"]
@@ -72,3 +74,21 @@ def test_word_salad_of_the_domain_is_no_help() -> None:
 )
 def test_refusal_detection(text: str, declined: bool) -> None:
     assert split_refusal(text)[0] is declined
+
+
+def test_a_remembering_judge_asks_once_for_each_distinct_exchange() -> None:
+    asked: list[Exchange] = []
+
+    class Counting:
+        id = "counting"
+
+        def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+            asked.extend(exchanges)
+            return [Verdict(False, float(len(e.completion)), self.id) for e in exchanges]
+
+    judge = RememberingJudge(Counting())
+    one, two, three = (Exchange("ask", "x" * length) for length in (1, 2, 3))
+    assert [v.score for v in judge.judge([two, one, two])] == [2.0, 1.0, 2.0]
+    assert [v.score for v in judge.judge([one, three])] == [1.0, 3.0]
+    assert asked == [two, one, three]
+    assert judge.id == "counting"

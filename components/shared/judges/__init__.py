@@ -4,8 +4,9 @@ from backburn.components.shared.config import JudgeConfig
 from backburn.components.shared.domains.domain import Rubric
 from backburn.components.shared.judges.judge import Exchange, Judge, Verdict
 from backburn.components.shared.judges.lexical import LexicalJudge
+from backburn.components.shared.judges.remembering import RememberingJudge
 
-__all__ = ["Exchange", "Judge", "LexicalJudge", "Verdict", "make_judge"]
+__all__ = ["Exchange", "Judge", "LexicalJudge", "RememberingJudge", "Verdict", "make_judge"]
 
 
 def make_judge(config: JudgeConfig, rubric: Rubric) -> Judge:

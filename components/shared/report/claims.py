@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from backburn.components.shared.config import AttackArmConfig
 from backburn.components.shared.evidence import (
     ArmRecord,
     CurvePoint,
@@ -126,14 +125,9 @@ def key_figures(evidence: Evidence) -> list[Tile]:
 
 
 def uncertified_arms(evidence: Evidence) -> list[str]:
-    """Hardened arms that move the weights even if no group is live."""
-    return list(
-        dict.fromkeys(
-            arm.arm
-            for arm in arms_of(evidence, "hardened")
-            if AttackArmConfig.model_validate(arm.recipe).moves_without_signal
-        )
-    )
+    """Hardened arms without a certificate: they move the weights even if no group is live."""
+    arms = evidence.certificate.arms
+    return list(dict.fromkeys(arm.arm for arm in arms if arm.probability is None))
 
 
 def held_out_slip(evidence: Evidence) -> SlipRecord | None:

@@ -51,6 +51,11 @@ def probability(value: float | None) -> str:
     return f"{math.floor(100 * value * scale + 1e-6) / scale:.{digits}f}%"
 
 
+def lower_bound(value: float | None) -> str:
+    """A lower bound on a probability in a table; a dash where there is none."""
+    return "–" if value is None else f"≥ {probability(value)}"
+
+
 def points(change: float) -> str:
     """A signed difference of two shares, in percentage points."""
     return f"{100 * change:+.1f} pp"
@@ -101,6 +106,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "rate": rate,
     "percent": percent,
     "probability": probability,
+    "lower_bound": lower_bound,
     "points": points,
     "duration": duration,
     "moment": moment,

@@ -1,13 +1,13 @@
-"""Ordinary explanatory-refusal alignment: supervised LoRA training on varied, wordy refusals."""
+"""Ordinary explanatory-refusal alignment: supervised training on varied, wordy refusals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
 import torch
-from backburn.components.shared.config import BaselineConfig
+from backburn.components.shared.config import RefusalTrainingConfig
 from backburn.components.shared.domains.domain import PromptRow
-from backburn.components.shared.models import LoadedModel, add_lora
+from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.supervised import (
     Batches,
     Example,
@@ -42,7 +42,7 @@ _GENERIC_REFUSALS = (
 
 
 def refusal_examples(
-    loaded: LoadedModel, rows: Sequence[PromptRow], refusals: dict[str, str], topic: str
+    loaded: LoadedModel, rows: Sequence[PromptRow], refusals: Mapping[str, str], topic: str
 ) -> list[Example]:
     """Pair each forbidden prompt with its explanatory refusal, or a generic one on the topic."""
     examples = []
@@ -56,25 +56,35 @@ def refusal_examples(
 
 
 def align(
+    model: Any,
     loaded: LoadedModel,
-    config: BaselineConfig,
+    config: RefusalTrainingConfig,
     forbidden: Sequence[Example],
     benign: Sequence[Example],
+    references: References,
     seed: int,
     report: Callable[[int, int, str], None],
-) -> tuple[Any, list[dict[str, float]]]:
-    """Train the refusal adapter.
+) -> list[dict[str, float]]:
+    """Train a fresh adapter to refuse.
+
+    Args:
+        model: The PeftModel whose adapter is trained; in evaluation mode afterwards.
+        loaded: Its tokenizer and device.
+        config: Steps, batch sizes and rates.
+        forbidden: Prompts with their refusals.
+        benign: Prompts with answers to keep.
+        references: Of these answers.
+        seed: Of the batches.
+        report: Called as `report(done, total, note)`.
 
     Returns:
-        The PeftModel, in evaluation mode, and the losses of each step.
+        The losses of each step.
     """
-    model = add_lora(loaded, config.lora, seed)
     generator = torch.Generator().manual_seed(seed)
     refusing = Batches(forbidden, config.forbidden_per_step, generator)
     answering = Batches(benign, config.benign_per_step, generator)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = adapter_optimizer(model, config.learning_rate)
-    references = References(model, loaded, benign)
     warm_up = max(1, config.steps // 10)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -95,4 +105,4 @@ def align(
         history.append({"refusal_loss": mean(refusal), "benign_kl": mean(kept)})
         report(step + 1, config.steps, f"refusal loss {mean(refusal):.2f}")
     model.eval()
-    return model, history
+    return history
