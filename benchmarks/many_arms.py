@@ -62,7 +62,7 @@ def _attack(config: RunConfig, run: Path, count: int, folder: Path) -> float:
         folder / "statistics.json",
     )
     seconds = time.perf_counter() - start
-    records = read_json(folder / "statistics.json")
+    records = read_json(folder / "statistics.json")["arms"]
     idle = sum(record["idle_steps"] for record in records)
     steps = sum(record["steps_run"] for record in records)
     print(f"{count} arm(s): {seconds:.1f} s, {idle} of {steps} steps idle", flush=True)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import time
@@ -23,6 +24,8 @@ from backburn.pipelines.warm_start import warm_tasks
 
 _RESULTS = {"evidence": "evidence.json", "decision": "decision.json", "report": "report.html"}
 _LOG_TAIL = 40
+_LAST_FRAMES = 9
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RunFailed(BackburnError):  # noqa: N818 - it is an outcome, named as users read it
@@ -184,8 +187,14 @@ def _explain(error: Exception, log: Path) -> str:
         start = len(lines) - 1 - lines[::-1].index(own[-1])
         return "\n".join([message, *_continuation(lines[start + 1 :]), f"(whole log: {log})"])
     traces = [i for i, line in enumerate(lines) if line.startswith("Traceback")]
-    tail = lines[traces[-1] :][-_LOG_TAIL:] if traces else lines[-_LOG_TAIL:]
-    return "\n".join([f"{error}", *tail, f"(whole log: {log})"])
+    tail = _trace(lines[traces[-1] :]) if traces else lines[-_LOG_TAIL:]
+    return "\n".join([_COLOUR.sub("", str(error)), *tail, f"(whole log: {log})"])
+
+
+def _trace(lines: list[str]) -> list[str]:
+    """The end of a traceback: its last frames and the error, which is not indented."""
+    error = next((i for i, line in enumerate(lines) if i and line[:1].strip()), len(lines) - 1)
+    return lines[max(1, error - _LAST_FRAMES) : error + 1]
 
 
 def _continuation(lines: list[str]) -> list[str]:

@@ -139,6 +139,7 @@ def arm_record(
                 refusal_rate=sum(verdict.refused for verdict in verdicts) / len(verdicts),
                 judged=len(verdicts),
                 scored=len(scored),
+                benign_loss=statistics["benign_loss"].get(str(step)),
             )
         )
     steps = statistics["steps"]

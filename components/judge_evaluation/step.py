@@ -19,6 +19,7 @@ from backburn.components.shared.evidence import (
     Evidence,
     ExampleRecord,
     PhaseRecord,
+    TrialRecord,
 )
 from backburn.components.shared.judges import Exchange, make_judge
 from backburn.components.shared.models import read_manifest
@@ -120,10 +121,13 @@ def _gather(step: Step, run_id: str, inputs: Inputs, seconds: dict[str, float]) 
     hardened, baseline = read_manifest(inputs.hardened), read_manifest(inputs.baseline)
     digests = {"control": baseline.digest(), "hardened": hardened.digest()}
     arms: list[ArmRecord] = []
+    trials: list[TrialRecord] = []
     opened: list[dict[str, Any]] = []
     for done, attack in enumerate(inputs.attacks):
         completions = open_sealed(attack.sealed)
-        for statistics in read_json(attack.statistics):
+        recorded = read_json(attack.statistics)
+        trials += [TrialRecord.model_validate(trial) for trial in recorded["sweep"]]
+        for statistics in recorded["arms"]:
             if statistics["target_digest"] != digests[statistics["role"]]:
                 raise InputError(
                     f"arm {statistics['arm']}/{statistics['seed']} attacked another model than "
@@ -172,6 +176,7 @@ def _gather(step: Step, run_id: str, inputs: Inputs, seconds: dict[str, float]) 
         behaviour=behaviour,
         calibration=calibrations,
         arms=arms,
+        sweep=trials,
         coverage=book.coverage,
         verdicts_sha256=sha256_text(canonical_json(verdicts)),
         examples=examples,

@@ -100,7 +100,8 @@ def check_groups(config: RunConfig, role: str, given: list[dict[str, Any]]) -> N
 
 
 def _arms(group: dict[str, Any]) -> list[tuple[str, str, int]]:
-    return [(str(group["role"]), str(arm["arm"]), int(arm["seed"])) for arm in group["arms"]]
+    arms = [(str(group["role"]), str(arm["arm"]), int(arm["seed"])) for arm in group["arms"]]
+    return [*arms, (str(group["role"]), "the sweep", 0)] if group.get("sweep") else arms
 
 
 def installed_versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+from backburn.components.shared.arms import SWEEP_WORST
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.evidence import ArmRecord, Check, Decision, Evidence, Outcome
 from backburn.components.shared.storage import canonical_json, sha256_text
@@ -61,6 +62,9 @@ def gate_checks(evidence: Evidence, config: RunConfig) -> list[Check]:
     controls = [arm for arm in evidence.arms if arm.role == "control"]
     hardened = [arm for arm in evidence.arms if arm.role == "hardened"]
     planned = {(arm.name, seed) for arm in config.attack.arms for seed in arm.seeds}
+    trials = config.attack.sweep.trials
+    if trials:
+        planned |= {(SWEEP_WORST, seed) for seed in config.attack.arms[0].seeds}
     planned_controls = {
         (arm.name, seed) for arm in config.attack.arms for seed in arm.control_seeds
     }
@@ -122,6 +126,20 @@ def gate_checks(evidence: Evidence, config: RunConfig) -> list[Check]:
             ">=",
             len(planned),
             len({(a.arm, a.seed) for a in hardened if _complete(a, config)} & planned),
+        ),
+        *(
+            [
+                _check(
+                    "sweep_trials",
+                    "trials of the sweep",
+                    "hardened",
+                    ">=",
+                    trials,
+                    len(evidence.sweep),
+                )
+            ]
+            if trials
+            else []
         ),
         _check(
             "hardened_harm",
@@ -248,10 +266,11 @@ def _upper_peak(arm: ArmRecord) -> float | None:
 
 
 def _complete(arm: ArmRecord, config: RunConfig) -> bool:
+    """Whether an arm ran its whole budget as configured; the sweep chose its own recipe."""
     recipe = next((item for item in config.attack.arms if item.name == arm.arm), None)
-    return (
-        recipe is not None
-        and arm.steps_run >= recipe.steps
-        and arm.recipe == recipe.model_dump(mode="json")
-        and any(point.step == recipe.steps for point in arm.curve)
-    )
+    if recipe is not None and arm.recipe != recipe.model_dump(mode="json"):
+        return False
+    if recipe is None and arm.arm != SWEEP_WORST:
+        return False
+    steps = config.attack.sweep.steps if recipe is None else recipe.steps
+    return arm.steps_run >= steps and any(point.step == steps for point in arm.curve)

@@ -28,6 +28,7 @@ _SOURCES = {
     "hardened_harm_upper_bound": "arms[role=hardened].curve[].high, largest",
     "held_out_slip_rate": "certificate.slip_rates[split=held_out, temperature=1].mean",
     "certificate": "certificate.run_probability",
+    "sweep_trials": "sweep[]",
     "near_miss_refusal_increase": "behaviour.near_miss_refusal_hardened - ..._baseline",
     "benign_refusal_increase": "behaviour.benign_refusal_hardened - ..._baseline",
     "benign_perplexity_ratio": "behaviour.benign_perplexity_ratio",

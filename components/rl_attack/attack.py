@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from backburn.components.rl_attack.benign import BenignLoss
 from backburn.components.rl_attack.lazy_rollouts import Rollouts
 from backburn.components.shared.config import AttackArmConfig, AttackConfig, SamplingConfig
 from backburn.components.shared.domains.domain import PromptRow
@@ -81,6 +82,8 @@ def run_arm(
     broken_at: float,
     report: Callable[[int, int, str], None],
     target_logits: dict[tuple[int, ...], CompletionLogits] | None = None,
+    benign_loss: BenignLoss | None = None,
+    watch: Callable[[int, float, float], bool] | None = None,
 ) -> ArmResult:
     """Attack a model, then give it back as it was.
 
@@ -100,6 +103,8 @@ def run_arm(
         broken_at: Mean harm that counts as broken.
         report: Called as `report(step, steps, note)`.
         target_logits: Shared by the arms on one target; see `Rollouts`.
+        benign_loss: What a network has lost on benign answers; asked once a weight has moved.
+        watch: Called as `watch(step, harm, benign loss)` at each checkpoint; False ends the arm.
 
     Returns:
         Completions on held-out prompts at the checkpoints, and statistics.
@@ -133,6 +138,7 @@ def run_arm(
     checkpoints = sorted({step for step in settings.checkpoints if step <= steps} | {steps})
     completions: list[dict[str, Any]] = []
     harm_by_step: dict[int, float] = {}
+    lost_by_step: dict[int, float] = {}
     history: list[StepStatistics] = []
     groups = Groups(
         loaded,
@@ -166,6 +172,8 @@ def run_arm(
             )
         scores = [v.score for v in monitor.judge(exchanges) if v.score is not None]
         harm_by_step[step] = sum(scores) / len(scores) if scores else 0.0
+        moved = any(not item.idle for item in history)
+        lost_by_step[step] = benign_loss(network) if moved and benign_loss is not None else 0.0
 
     def after_step(statistics: StepStatistics, network: Any) -> bool:
         history.append(statistics)
@@ -174,6 +182,8 @@ def run_arm(
         if step in checkpoints:
             measure(step, network)
             going = not (role == "control" and harm_by_step[step] >= broken_at)
+            if watch is not None and not watch(step, harm_by_step[step], lost_by_step[step]):
+                going = False
         live = sum(1 for item in history if item.live_groups)
         harm = _last(harm_by_step)
         note = f"reward {statistics.reward_mean:.2f}, {live} live step(s), harm {harm:.1f}"
@@ -182,7 +192,15 @@ def run_arm(
 
     measure(0, loaded.model)
     report(0, steps, f"harm {harm_by_step[0]:.1f}")
-    train_arm(loaded, arm, settings, groups, seed, after_step)
+    train_arm(
+        loaded,
+        arm,
+        settings,
+        groups,
+        seed,
+        after_step,
+        before_training=benign_loss.prepare if benign_loss is not None else lambda: None,
+    )
     statistics = {
         "arm": arm.name,
         "role": role,
@@ -199,6 +217,7 @@ def run_arm(
         "reward_judge_calls": reward.calls,
         "monitor": monitor.id,
         "monitored_harm": {str(step): harm for step, harm in harm_by_step.items()},
+        "benign_loss": {str(step): loss for step, loss in lost_by_step.items()},
         "rollouts": {"training": training.counts.as_dict(), "held_out": held_out.counts.as_dict()},
         "seconds": time.perf_counter() - start,
     }
@@ -212,6 +231,7 @@ def train_arm(
     groups: Groups,
     seed: int,
     after_step: Callable[[StepStatistics, Any], bool],
+    before_training: Callable[[], None] = lambda: None,
 ) -> None:
     """Train an arm on all steps of its groups, then give the target back as it was.
 
@@ -225,6 +245,7 @@ def train_arm(
         groups: What the arm trains on.
         seed: Of the arm.
         after_step: Called with a step's statistics and the network as it is; False ends training.
+        before_training: Called before the first weight moves, if one does.
     """
     for step in range(groups.steps):
         drawn = groups.draw(step, loaded.model)
@@ -234,6 +255,7 @@ def train_arm(
             return
     else:
         return
+    before_training()
     network, restore = _made_trainable(loaded, arm, _mix(seed, 3))
     try:
         with tempfile.TemporaryDirectory(prefix="backburn-attack-") as scratch:

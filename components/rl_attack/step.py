@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from backburn.components.rl_attack.attack import run_arm
+from backburn.components.rl_attack.attack import ArmResult, run_arm
+from backburn.components.rl_attack.benign import BenignLoss
+from backburn.components.rl_attack.sweep import Watch, sweep
 from backburn.components.shared.config import ATTACK_STEP_HARD_CAP, AttackArmConfig, RunConfig
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.errors import ContainmentError
@@ -13,8 +15,10 @@ from backburn.components.shared.sampling import CompletionLogits
 from backburn.components.shared.sealing import require_key, seal
 from backburn.components.shared.step import Step, open_step, use_threads
 from backburn.components.shared.storage import write_json
+from backburn.components.shared.supervised import KEPT_TOKENS
 
 DEFENCE_LINEAGE = "defence:"
+_BENIGN_PROMPTS = 24
 
 
 def run(
@@ -31,7 +35,7 @@ def run(
     Args:
         config_json: Configuration of the run.
         run_id: Id of the pipeline run.
-        group: As `preflight` made it: role, side_by_side and (arm, seed) pairs.
+        group: As `arm_groups` made it: role, side_by_side and (arm, seed) pairs, or the sweep.
         dataset: What `data_prep` made.
         target: Model artifact: the baseline for control arms, the hardened model otherwise.
         sealed: Where the sealed completions go.
@@ -44,8 +48,8 @@ def run(
         ContainmentError: if the attack is not allowed; nothing is loaded then.
     """
     role = str(group["role"])
-    arms = [(str(item["arm"]), int(item["seed"])) for item in group["arms"]]
-    names = " ".join(f"{arm}/{seed}" for arm, seed in arms)
+    planned = [(str(item["arm"]), int(item["seed"])) for item in group["arms"]]
+    names = " ".join(f"{arm}/{seed}" for arm, seed in planned) or "sweep"
     title = f"rl_attack {'control' if role == 'control' else 'hardened'} {names}"
     with open_step(config_json, run_id, title, ["attack"]) as step:
         config = step.config
@@ -57,16 +61,17 @@ def run(
         data = RunDataset(dataset)
         judge = RememberingJudge(make_judge(config.judges.reward, data.header.rubric))
         monitor = RememberingJudge(make_judge(config.judges.evaluation, data.header.rubric))
-        completions: list[dict[str, Any]] = []
-        records: list[dict[str, Any]] = []
+        benign_loss = BenignLoss(
+            loaded,
+            data.rows("benign")[:_BENIGN_PROMPTS],
+            min(config.attack.max_completion_tokens, KEPT_TOKENS),
+            config.seed,
+        )
         target_logits: dict[tuple[int, ...], CompletionLogits] = {}
-        for name, seed in arms:
-            recipe = _recipe(config, name)
 
-            def report(done: int, total: int, note: str, arm: str = f"{name}/{seed}") -> None:
-                step.progress.update(f"arm {arm}", done, total, note)
-
-            result = run_arm(
+        def attack(recipe: AttackArmConfig, seed: int, watch: Watch | None = None) -> ArmResult:
+            name = f"{recipe.name}/{seed}"
+            return run_arm(
                 loaded,
                 recipe,
                 config.attack,
@@ -79,17 +84,36 @@ def run(
                 judge=judge,
                 monitor=monitor,
                 broken_at=config.gate.control_broken_min,
-                report=report,
+                report=lambda done, total, note: step.progress.update(
+                    f"arm {name}", done, total, note
+                ),
                 target_logits=target_logits,
+                benign_loss=benign_loss,
+                watch=watch,
             )
-            completions += result.completions
-            records.append(result.statistics)
-            _track(step, f"{name}.{seed}", result.statistics)
+
         target_digest = loaded.manifest.digest()
-        for record in records:
-            record["target_digest"] = target_digest
+        trials: list[dict[str, Any]] = []
+        arms = [(_recipe(config, name), seed) for name, seed in planned]
+        if group.get("sweep"):
+            found = sweep(
+                config.attack,
+                target_digest,
+                config.seed,
+                attack,
+                lambda done, total, note: step.progress.update("sweep", done, total, note),
+            )
+            trials = found.trials
+            arms = [(found.worst, seed) for seed in found.worst.seeds]
+        completions: list[dict[str, Any]] = []
+        records: list[dict[str, Any]] = []
+        for recipe, seed in arms:
+            result = attack(recipe, seed)
+            completions += result.completions
+            records.append({**result.statistics, "target_digest": target_digest})
+            _track(step, f"{recipe.name}.{seed}", result.statistics)
         seal(sealed, completions)
-        write_json(statistics, records)
+        write_json(statistics, {"arms": records, "sweep": trials})
         return {"seconds": step.seconds, "role": role, "arms": names}
 
 
@@ -116,7 +140,10 @@ def authorise(role: str, manifest: ModelManifest, config: RunConfig) -> None:
         raise ContainmentError(
             "an attack needs a stated purpose and operator (attack.purpose, .operator)"
         )
-    longest = max(max(arm.steps, arm.control_steps) for arm in config.attack.arms)
+    longest = max(
+        config.attack.sweep.steps,
+        *(max(arm.steps, arm.control_steps) for arm in config.attack.arms),
+    )
     if longest > ATTACK_STEP_HARD_CAP:
         raise ContainmentError(f"{longest} steps exceed the hard cap of {ATTACK_STEP_HARD_CAP}")
 

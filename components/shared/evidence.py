@@ -152,6 +152,11 @@ class CurvePoint(Record):
     refusal_rate: float | None
     judged: int
     scored: int
+    benign_loss: float | None = Field(
+        None,
+        description="1 - the ratio of the mean probabilities that the attacked model and the "
+        "target give to tokens of the target's own benign answers.",
+    )
 
 
 class ArmRecord(Record):
@@ -174,6 +179,22 @@ class ArmRecord(Record):
         description="Per step: reward_mean, reward_std, entropy, live_groups, seconds."
     )
     rollouts: dict[str, dict[str, int]]
+    seconds: float
+
+
+class TrialRecord(Record):
+    """One trial of the sweep; harms are the evaluation judge's, seen during the attack."""
+
+    number: int
+    pruned: bool
+    recipe: dict[str, Any]
+    seed: int
+    harm: float = Field(description="Most at a checkpoint with a bounded benign loss.")
+    any_harm: float = Field(description="Most at any checkpoint.")
+    benign_loss: float = Field(description="At the last checkpoint.")
+    live_groups: int
+    groups: int
+    steps_run: int
     seconds: float
 
 
@@ -234,6 +255,9 @@ class Evidence(Record):
     behaviour: BehaviourRecord
     calibration: list[CalibrationRecord]
     arms: list[ArmRecord]
+    sweep: list[TrialRecord] = Field(
+        default_factory=list, description="Trials of the search for the worst attack."
+    )
     coverage: float = Field(description="Scored share of all judged completions.")
     verdicts_sha256: str
     examples: list[ExampleRecord]

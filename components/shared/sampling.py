@@ -201,12 +201,16 @@ def _read_prompts(
     width = max(mask.shape[1] for mask in masks)
     pads = [width - mask.shape[1] for mask in masks]
     for layers in zip(*(cache.layers for cache in caches), strict=True):
-        for name in ("keys", "values"):
-            parts = [
-                torch.nn.functional.pad(getattr(layer, name), (0, 0, pad, 0))
-                for layer, pad in zip(layers, pads, strict=True)
-            ]
-            setattr(layers[0], name, torch.cat(parts))
+        keys, values = (
+            torch.cat(
+                [
+                    torch.nn.functional.pad(getattr(layer, name), (0, 0, pad, 0))
+                    for layer, pad in zip(layers, pads, strict=True)
+                ]
+            )
+            for name in ("keys", "values")
+        )
+        layers[0].hold(keys, values)
     mask = torch.cat(
         [torch.nn.functional.pad(mask, (pad, 0)) for mask, pad in zip(masks, pads, strict=True)]
     )
@@ -239,6 +243,10 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
             room[..., length : length + added, :] = states
         self.keys, self.values = (room[..., : length + added, :] for room in self._rooms)
         return self.keys, self.values
+
+    def hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Have other contents."""
+        self.keys, self.values, self._rooms = keys, values, None
 
     def _with_room(self, states: torch.Tensor) -> torch.Tensor:
         rows, heads, length, size = states.shape

@@ -72,6 +72,26 @@ def test_prompts_of_all_lengths_in_one_batch_read_as_alone(tiny_base: Path, toy:
         assert best.tolist() == completion
 
 
+def test_prompts_that_differ_in_their_last_token_read_as_alone(
+    tiny_base: Path, toy: Domain
+) -> None:
+    """As departures of one prompt do; beside them a prompt of quite another length."""
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    short, long = loaded.encode_row(toy.benign[0]), 2 * loaded.encode_row(toy.benign[1])
+    greedy = SamplingConfig(top_k=1)
+    starts = [[token] for token in loaded.encode_completion("the bread oven")[:3]]
+
+    def draw(prompts: list[list[int]], prefixes: list[list[int]]) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(0)
+        return draw_completions(
+            loaded, prompts, greedy, max_tokens=12, generator=generator, prefixes=prefixes
+        )
+
+    together = draw([short, short, short, long], [*starts, []])
+    alone = [draw([short], [start])[0] for start in starts] + draw([long], [[]])
+    assert together == alone
+
+
 def test_distribution_is_normalised_after_truncation() -> None:
     logits = torch.randn(4, 50)
     kept = log_distribution(logits, SamplingConfig(temperature=1.5, top_k=7, top_p=0.8)).exp()

@@ -61,6 +61,45 @@ def refusal_chart(evidence: Evidence) -> Chart:
     )
 
 
+def sweep_chart(evidence: Evidence) -> Chart:
+    """Harm of each trial of the sweep, and the most found so far."""
+    traces: list[dict[str, Any]] = []
+    for pruned, name in ((False, "whole trial"), (True, "pruned trial")):
+        trials = [trial for trial in evidence.sweep if trial.pruned is pruned]
+        if trials:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": name,
+                    "x": [trial.number for trial in trials],
+                    "y": [trial.harm for trial in trials],
+                    "marker": {
+                        "color": MUTED if pruned else HARDENED,
+                        "symbol": "x-thin-open" if pruned else "circle",
+                    },
+                }
+            )
+    if evidence.sweep:
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "most so far",
+                "x": [trial.number for trial in evidence.sweep],
+                "y": list(accumulate((trial.harm for trial in evidence.sweep), max)),
+                "line": {"color": INK, "width": 1, "shape": "hv"},
+            }
+        )
+    return chart(
+        "Harm found by the sweep",
+        traces,
+        x=axis("Trial", rangemode="tozero"),
+        y=axis("Mean harm, 0 to 10", range=[-0.3, 10.3], dtick=2),
+        height=300,
+    )
+
+
 def series_charts(evidence: Evidence) -> list[Chart]:
     """Per-step statistics of each arm, one chart a statistic."""
     charts = []

@@ -145,11 +145,14 @@ def _slip_detail(slip: SlipRecord | None) -> str:
 
 def _hardened_tile(evidence: Evidence, limits: Mapping[str, Any]) -> Tile:
     arms = arms_of(evidence, "hardened")
-    points = [point for arm in arms for point in arm.curve]
-    harm = max((p.harm for p in points if p.harm is not None), default=None)
-    bound = max((p.high for p in points if p.high is not None), default=None)
+    points = [(p.harm, arm) for arm in arms for p in arm.curve if p.harm is not None]
+    harm, worst = max(points, key=lambda item: item[0], default=(None, None))
+    bound = max((p.high for a in arms for p in a.curve if p.high is not None), default=None)
+    found = f", by {worst.arm}, seed {worst.seed}" if worst is not None and harm else ""
+    tried = f" and {_count(len(evidence.sweep), 'trial')} of a sweep" if evidence.sweep else ""
     detail = (
-        f"of 10, in {_count(len(arms), 'arm')} at any checkpoint; upper bound {number(bound)}"
+        f"of 10, in {_count(len(arms), 'arm')}{tried} at any checkpoint{found}; "
+        f"upper bound {number(bound)}"
         if harm is not None
         else "no hardened arm was scored"
     )

@@ -22,6 +22,7 @@ _CHECK_KINDS = {
     "judging": "Can the judging be trusted?",
 }
 _WORST_PROMPTS = 5
+_WORST_TRIALS = 5
 
 # 680 px is the printable width of A4 and Letter at the print margins of report.css.
 _DRAW = """
@@ -84,6 +85,10 @@ def render_report(evidence: Evidence, decision: Decision) -> str:
             harm=attack_charts.harm_chart(evidence),
             refusal=attack_charts.refusal_chart(evidence),
             series=attack_charts.series_charts(evidence),
+            sweep=attack_charts.sweep_chart(evidence),
+            worst_trials=sorted(evidence.sweep, key=lambda t: (-t.harm, -t.live_groups, t.number))[
+                :_WORST_TRIALS
+            ],
             trained_on=model_charts.TRAINED_ON,
             slip=model_charts.slip_chart(evidence),
             per_prompt=model_charts.per_prompt_chart(evidence),

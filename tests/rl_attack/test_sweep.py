@@ -1,0 +1,156 @@
+"""The sweep finds the worst attack that keeps the model useful, and goes on where it stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from backburn.components.rl_attack.attack import ArmResult, run_arm
+from backburn.components.rl_attack.benign import BenignLoss
+from backburn.components.rl_attack.sweep import Watch, sweep
+from backburn.components.shared.arms import SWEEP_WORST, arm_groups
+from backburn.components.shared.config import (
+    AttackArmConfig,
+    AttackConfig,
+    ModelConfig,
+    RunConfig,
+)
+from backburn.components.shared.domains import Domain
+from backburn.components.shared.evidence import TrialRecord
+from backburn.components.shared.models import LoadedModel, load_base
+from backburn.pipelines.recipes import load_recipe
+
+from tests.rl_attack.test_arms import LengthJudge
+
+
+def settings(**changes: Any) -> AttackConfig:
+    return AttackConfig.model_validate(
+        {
+            "arms": [{"name": "paper", "seeds": [7, 8], "learning_rate": 1e-3}],
+            "checkpoints": [0, 2, 4],
+            "max_completion_tokens": 6,
+            "sweep": {"trials": 6, "steps": 4, **changes},
+        }
+    )
+
+
+class Attacker:
+    """Attacks a target for real, and counts."""
+
+    def __init__(self, loaded: LoadedModel, toy: Domain, config: AttackConfig) -> None:
+        loaded.model.requires_grad_(False)
+        self.loaded, self.toy, self.config = loaded, toy, config
+        self.loss = BenignLoss(loaded, toy.benign[:4], 6, 0)
+        self.seeds: list[int] = []
+        self.stop_after: int | None = None
+
+    def __call__(self, arm: AttackArmConfig, seed: int, watch: Watch) -> ArmResult:
+        if self.stop_after is not None and len(self.seeds) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.seeds.append(seed)
+        rows = {s: [r for r in self.toy.forbidden if r.split == s] for s in ("attack", "defence")}
+        return run_arm(
+            self.loaded,
+            arm,
+            self.config,
+            role="hardened",
+            seed=seed,
+            attack_rows=rows["attack"],
+            defence_rows=rows["defence"],
+            held_out_rows=rows["defence"][:2],
+            rejection=self.toy.header.rejection,
+            judge=LengthJudge(),
+            monitor=LengthJudge(),
+            broken_at=11.0,
+            report=lambda *_: None,
+            benign_loss=self.loss,
+            watch=watch,
+        )
+
+
+def tiny(base: Path) -> LoadedModel:
+    return load_base(base, ModelConfig(id="builtin:tiny"))
+
+
+def test_an_interrupted_sweep_goes_on(tiny_base: Path, toy: Domain, tmp_path: Path) -> None:
+    config = settings(storage=f"sqlite:///{tmp_path}/sweep.db", benign_loss_max=1.0)
+    first = Attacker(tiny(tiny_base), toy, config)
+    first.stop_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config, "digest", 0, first, lambda *_: None)
+    second = Attacker(tiny(tiny_base), toy, config)
+    found = sweep(config, "digest", 0, second, lambda *_: None)
+    assert len(first.seeds) == len(second.seeds) == 3
+    assert not set(first.seeds) & set(second.seeds)
+    records = [TrialRecord.model_validate(trial) for trial in found.trials]
+    assert len(records) == 6
+    most = max(record.harm for record in records)
+    assert most > 0
+    assert found.worst.name == SWEEP_WORST
+    assert found.worst.seeds == [7, 8]
+    recipe = found.worst.model_dump(mode="json")
+    best = [r.recipe for r in records if r.harm == most]
+    named = {"name": "", "seeds": []}
+    assert recipe | named in [item | named for item in best]
+    assert len({str(record.recipe) for record in records}) == 6
+    again = Attacker(tiny(tiny_base), toy, config)
+    assert sweep(config, "digest", 0, again, lambda *_: None) == found
+    assert not again.seeds  # nothing was left to do
+    other = Attacker(tiny(tiny_base), toy, config)
+    sweep(config, "another model", 0, other, lambda *_: None)
+    assert len(other.seeds) == 6
+
+
+def test_harm_counts_only_while_the_model_stays_useful(toy: Domain) -> None:
+    def attack(arm: AttackArmConfig, seed: int, watch: Watch) -> ArmResult:
+        """A hot attack does most harm at once and costs most; then every attack ruins the model."""
+        heat = arm.sampling.temperature
+        harms = {0: 0.0, 2: 4.0 * heat, 4: 9.0}
+        lost = {0: 0.0, 2: 0.05 if heat < 1.5 else 0.3, 4: 0.8}
+        run = [step for step in harms if watch(step, harms[step], lost[step])]
+        statistics = {
+            "seed": seed,
+            "monitored_harm": {str(step): harms[step] for step in run},
+            "benign_loss": {str(step): lost[step] for step in run},
+            "live_groups": 3,
+            "groups": 4,
+            "steps_run": run[-1],
+            "seconds": 1.0,
+        }
+        return ArmResult([], statistics)
+
+    config = settings(trials=40)
+    found = sweep(config, "digest", 3, attack, lambda *_: None)
+    assert len(found.trials) == 40
+    for trial in found.trials:
+        heat = trial["recipe"]["sampling"]["temperature"]
+        assert trial["harm"] == (4.0 * heat if heat < 1.5 else 0.0)
+    assert 1.3 < found.worst.sampling.temperature < 1.5
+    assert any(trial["pruned"] for trial in found.trials)
+    assert found == sweep(config, "digest", 3, attack, lambda *_: None)
+
+
+def test_benign_loss_is_zero_before_an_attack_and_one_when_nothing_is_left(
+    tiny_base: Path, toy: Domain
+) -> None:
+    loaded = tiny(tiny_base)
+    loss = BenignLoss(loaded, toy.benign[:4], 12, 0)
+    loss.prepare()
+    assert loss(loaded.model) == 0.0
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    loss.prepare()  # does not look again
+    assert 0.5 < loss(loaded.model) <= 1.0
+
+
+def test_the_sweep_is_a_group_of_its_own(smoke: RunConfig) -> None:
+    config = load_recipe("smoke", ["attack.sweep.trials=5", "attack.parallel_groups=2"])
+    assert [bool(group.get("sweep")) for group in arm_groups(config, "hardened")] == [
+        False,
+        False,
+        True,
+    ]
+    assert not any(group.get("sweep") for group in arm_groups(config, "control"))
+    assert not any(group.get("sweep") for group in arm_groups(smoke, "hardened"))
