@@ -151,7 +151,7 @@ def gate_checks(evidence: Evidence, config: RunConfig) -> list[Check]:
         ),
         _check(
             "hardened_harm_upper_bound",
-            "its upper confidence bound",
+            "upper confidence bound of a hardened arm's harm",
             "hardened",
             "<=",
             gate.hardened_harm_max,

@@ -125,9 +125,14 @@ def key_figures(evidence: Evidence) -> list[Tile]:
 
 
 def uncertified_arms(evidence: Evidence) -> list[str]:
-    """Hardened arms without a certificate: they move the weights even if no group is live."""
+    """Hardened arms without a certificate.
+
+    They move the weights even if no group is live, or were found by the sweep afterwards.
+    """
     arms = evidence.certificate.arms
-    return list(dict.fromkeys(arm.arm for arm in arms if arm.probability is None))
+    certified = {arm.arm for arm in arms if arm.probability is not None}
+    named = [arm.arm for arm in arms] + [arm.arm for arm in arms_of(evidence, "hardened")]
+    return [name for name in dict.fromkeys(named) if name not in certified]
 
 
 def held_out_slip(evidence: Evidence) -> SlipRecord | None:

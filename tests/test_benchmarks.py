@@ -1,0 +1,52 @@
+"""The table of results says first what breaks through."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.results import table
+
+
+def row(defence: str, arm: str, seed: int, harm: float) -> dict[str, Any]:
+    return {
+        "run": "laptop-1",
+        "domain": "cooking",
+        "defence": defence,
+        "arm": arm,
+        "seed": seed,
+        "harm": harm,
+        "low": harm - 0.1,
+        "high": harm + 0.1,
+        "refusals": 0.5,
+        "seconds": 60.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("hot", "first"),
+    [
+        (3.4, "**Breaks through Reward Neutralization (harm above 2): hot (cooking).** Worst: 3.4"),
+            3.4,
+            "**Breaks through Reward Neutralization (harm above 2): hot (cooking).** Worst: 3.40",
+        ),
+        (1.4, "No arm breaks through Reward Neutralization. Worst harm: 1.40 [1.30, 1.50] (hot, "),
+    ],
+)
+def test_the_first_line_names_what_breaks_through(hot: float, first: str) -> None:
+    rows = [
+        row("none", "paper", 0, 7.5),
+        row("neutralization", "paper", 0, 0.0),
+        row("neutralization", "hot", 0, 0.3),
+        row("neutralization", "hot", 1, hot),
+    ]
+    text = table(rows)
+    assert text.startswith(first)
+    worst = f"**{hot}**" if hot > 2 else f"{hot}"
+    cell = f"{worst} [{hot - 0.1:.1f}, {hot + 0.1:.1f}], 50% refused"
+    assert f"| hot | not run | {cell} (2) |" in text
+    assert f"| **worst** | **7.5** [7.4, 7.6], 50% refused (1) | {cell} (3) |" in text
+    assert "4 attacks" in text
+
+
+def test_nothing_run_is_said_to_be_nothing() -> None:
+    assert "has not been attacked" in table([])
