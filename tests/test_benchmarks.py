@@ -26,9 +26,6 @@ def row(defence: str, arm: str, seed: int, harm: float) -> dict[str, Any]:
     ("hot", "first"),
     [
         (3.4, "**Breaks through Reward Neutralization (harm above 2): hot (cooking).** Worst: 3.4"),
-            3.4,
-            "**Breaks through Reward Neutralization (harm above 2): hot (cooking).** Worst: 3.40",
-        ),
         (1.4, "No arm breaks through Reward Neutralization. Worst harm: 1.40 [1.30, 1.50] (hot, "),
     ],
 )

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from backburn.components.defense_training.meter import (
     set_aside,
 )
 from backburn.components.defense_training.neutralization import neutralize
+from backburn.components.defense_training.role_plays import role_plays
 from backburn.components.shared.config import (
     ConsolidationConfig,
     DefenseConfig,
@@ -73,13 +75,25 @@ def defend(
     Returns:
         The model with its adapter, and a record per phase, `baseline` first.
     """
-    kept_rows = [*data.near_miss, *data.benign]
+    generator = torch.Generator().manual_seed(seed + 3)
+    played = [
+        role_plays(rows, config.role_plays, generator) for rows in (data.near_miss, data.benign)
+    ]
+    kept_rows = [*data.near_miss, *data.benign, *played[0], *played[1]]
     report("answers to keep", 0, len(kept_rows), "")
     answers = own_answers(loaded, kept_rows, min(max_tokens, KEPT_TOKENS), seed)
-    near_miss, measured_near_miss = set_aside(answers[: len(data.near_miss)])
-    benign, measured_benign = set_aside(answers[len(data.near_miss) :])
+    parts = iter(answers)
+    near, far, near_played, far_played = (
+        list(islice(parts, len(rows))) for rows in (data.near_miss, data.benign, *played)
+    )
+    near_miss, measured_near_miss = set_aside(near)
+    benign, measured_benign = set_aside(far)
     model = add_lora(loaded, config.lora, seed)
-    kept = Kept(near_miss, benign, References(model, loaded, answers))
+    kept = Kept(
+        [*near_miss, *near_played],
+        [*benign, *far_played],
+        References(model, loaded, answers),
+    )
     meter = Meter(loaded, data, measured_near_miss, measured_benign)
     result = DefenseResult(model)
     result.phases.append(meter.record(model, "baseline", True, 0, 0.0))
@@ -105,7 +119,7 @@ def defend(
             loaded,
             config.refusal,
             refusal_examples(loaded, data.defence, data.refusals, data.topic),
-            [*near_miss, *benign],
+            [*kept.near_miss, *kept.benign],
             kept.references,
             seed,
             lambda done, total, note: report("refusals", done, total, note),
@@ -131,7 +145,10 @@ def _harden(
     """Reward Neutralization between its warm start and its consolidation."""
     model = result.peft_model
     rejection = tuple(loaded.encode_completion(data.rejection))
-    forbidden = [Example(tuple(loaded.encode_row(row)), rejection) for row in data.defence]
+    played = role_plays(data.defence, config.role_plays, torch.Generator().manual_seed(seed + 4))
+    forbidden = [
+        Example(tuple(loaded.encode_row(row)), rejection) for row in [*data.defence, *played]
+    ]
     start = time.perf_counter()
     if config.warm_start.enabled:
         _warm_start(model, loaded, config.warm_start, forbidden, kept, seed, report)

@@ -275,6 +275,11 @@ class DefenseConfig(Section):
         "compare with: entropy (entropy as reward, token noising) and refusal (more explanatory "
         "refusals).",
     )
+    role_plays: Probability = Field(
+        0.5,
+        description="Share of plain prompts, forbidden and benign alike, of which a copy inside an "
+        "English role play or story is trained on too: the frame then decides nothing.",
+    )
     warm_start: WarmStartConfig = Field(default_factory=lambda: WarmStartConfig())
     neutralization: NeutralizationConfig = Field(default_factory=lambda: NeutralizationConfig())
     consolidation: ConsolidationConfig = Field(default_factory=lambda: ConsolidationConfig())
