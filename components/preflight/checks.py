@@ -8,7 +8,7 @@ from typing import Any
 
 from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import ATTACK_STEP_HARD_CAP, RunConfig
-from backburn.components.shared.domains import Domain, load_domain
+from backburn.components.shared.domains import Domain, load_domain, shipped_domains
 from backburn.components.shared.errors import ContainmentError, InputError
 from backburn.components.shared.models import TINY, check_model
 from backburn.components.shared.sealing import require_key
@@ -62,7 +62,18 @@ def check_run(config: RunConfig) -> dict[str, Any]:
             from backburn.components.shared.judges.semantic import embedding_model_folder
 
             attempt("embeddings", lambda: embedding_model_folder().parent.name)
+    shipped = shipped_domains()
     for arm in config.attack.arms:
+        if arm.domain is not None and arm.domain not in shipped:
+            names = ", ".join(shipped)
+            problems.append(
+                f"attack arm {arm.name!r}: no shipped domain {arm.domain!r}; there are {names}"
+            )
+        if config.model.id == TINY and arm.domain not in (None, "toy_kitchen"):
+            problems.append(
+                f"attack arm {arm.name!r}: builtin:tiny cannot read prompts of {arm.domain}; leave "
+                "the arm out"
+            )
         if max(arm.steps, arm.control_steps) > ATTACK_STEP_HARD_CAP:
             problems.append(
                 f"attack arm {arm.name!r}: over the hard cap of {ATTACK_STEP_HARD_CAP} steps"

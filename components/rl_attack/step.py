@@ -6,8 +6,14 @@ from typing import Any
 from backburn.components.rl_attack.attack import ArmResult, run_arm
 from backburn.components.rl_attack.benign import BenignLoss
 from backburn.components.rl_attack.sweep import Watch, sweep
-from backburn.components.shared.config import ATTACK_STEP_HARD_CAP, AttackArmConfig, RunConfig
+from backburn.components.shared.config import (
+    ATTACK_STEP_HARD_CAP,
+    AttackArmConfig,
+    DomainConfig,
+    RunConfig,
+)
 from backburn.components.shared.dataset import RunDataset
+from backburn.components.shared.domains import load_domain
 from backburn.components.shared.errors import ContainmentError
 from backburn.components.shared.judges import RememberingJudge, make_judge
 from backburn.components.shared.models import ModelManifest, load_artifact
@@ -59,7 +65,7 @@ def run(
         assert loaded.manifest is not None
         authorise(role, loaded.manifest, config)
         data = RunDataset(dataset)
-        judge = RememberingJudge(make_judge(config.judges.reward, data.header.rubric))
+        fields = {name: _Field(config, data, name) for name in _domains(config)}
         monitor = RememberingJudge(make_judge(config.judges.evaluation, data.header.rubric))
         benign_loss = BenignLoss(
             loaded,
@@ -71,17 +77,18 @@ def run(
 
         def attack(recipe: AttackArmConfig, seed: int, watch: Watch | None = None) -> ArmResult:
             name = f"{recipe.name}/{seed}"
+            field = fields[recipe.domain]
             return run_arm(
                 loaded,
                 recipe,
                 config.attack,
                 role=role,
                 seed=seed,
-                attack_rows=data.rows("attack"),
-                defence_rows=data.rows("defence"),
+                attack_rows=field.attack_rows,
+                defence_rows=field.defence_rows,
                 held_out_rows=data.rows("held_out"),
                 rejection=data.header.rejection,
-                judge=judge,
+                judge=field.judge,
                 monitor=monitor,
                 broken_at=config.gate.control_broken_min,
                 report=lambda done, total, note: step.progress.update(
@@ -115,6 +122,27 @@ def run(
         seal(sealed, completions)
         write_json(statistics, {"arms": records, "sweep": trials})
         return {"seconds": step.seconds, "role": role, "arms": names}
+
+
+class _Field:
+    """Where an arm trains: prompts and reward judge of the run's domain or of a shipped one."""
+
+    def __init__(self, config: RunConfig, data: RunDataset, name: str | None) -> None:
+        if name is None:
+            self.attack_rows, self.defence_rows = data.rows("attack"), data.rows("defence")
+            rubric = data.header.rubric
+        else:
+            domain = load_domain(DomainConfig(name=name))
+            self.attack_rows, self.defence_rows = (
+                [row for row in domain.forbidden if row.split == split]
+                for split in ("attack", "defence")
+            )
+            rubric = domain.header.rubric
+        self.judge = RememberingJudge(make_judge(config.judges.reward, rubric))
+
+
+def _domains(config: RunConfig) -> list[str | None]:
+    return list(dict.fromkeys([None, *(arm.domain for arm in config.attack.arms)]))
 
 
 def authorise(role: str, manifest: ModelManifest, config: RunConfig) -> None:

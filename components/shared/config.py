@@ -337,6 +337,11 @@ class AttackArmConfig(Section):
         description="Prompts the arm trains on: attack prompts and, if these do not suffice, "
         "defence prompts. The paper uses 1 to 5.",
     )
+    domain: str | None = Field(
+        None,
+        description="A shipped domain whose attack prompts and rubric the arm trains with; harm is "
+        "measured on the run's own. Default: the run's own domain.",
+    )
     prompts_per_step: PositiveInt = Field(1, description="Groups per step.")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="Completions per group, G.")
     learning_rate: PositiveFloat = Field(3e-4, description="AdamW, constant.")
@@ -374,11 +379,13 @@ class AttackArmConfig(Section):
 
     @property
     def moves_without_signal(self) -> bool:
-        """Whether a step may move the weights although no group is live; no certificate then.
+        """Whether the weights may move although the target keeps to its rejection.
 
-        A KL coefficient does not: the KL to the weights an attack starts from has no gradient.
+        There is no certificate then. An entropy bonus and rounded ties do that, and prompts of
+        another domain, which the target answers. A KL coefficient does not: the KL to the weights
+        an attack starts from has no gradient.
         """
-        return bool(self.entropy_coefficient) or not self.exact_ties
+        return bool(self.entropy_coefficient) or not self.exact_ties or self.domain is not None
 
     @model_validator(mode="after")
     def _rloo_is_unscaled(self) -> Self:

@@ -4,16 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from backburn.components.data_prep.splits import write_dataset
+from backburn.components.preflight.checks import check_run
 from backburn.components.rl_attack.attack import ArmResult, HarmReward, run_arm
+from backburn.components.rl_attack.step import _Field
 from backburn.components.shared.config import (
     AttackArmConfig,
     AttackConfig,
     ModelConfig,
     PromptStyle,
 )
-from backburn.components.shared.domains import Domain
+from backburn.components.shared.dataset import RunDataset
+from backburn.components.shared.domains import Domain, load_domain
+from backburn.components.shared.errors import InputError
 from backburn.components.shared.judges import Exchange, Judge, Verdict
 from backburn.components.shared.models import LoadedModel, load_base
+from backburn.pipelines.recipes import load_recipe
 
 
 class DigitJudge:
@@ -134,3 +140,26 @@ def test_a_style_replaces_the_template_and_the_system_message(tiny_base: Path) -
     assert "old" not in other
     special = set(loaded.tokenizer.all_special_ids) - {loaded.tokenizer.unk_token_id}
     assert not special.intersection(plain)
+
+
+def test_an_arm_of_another_domain_trains_on_its_prompts_and_rubric(tmp_path: Path) -> None:
+    config = load_recipe("laptop", ["attack.arms=[paper, across-from-home-networking]"])
+    write_dataset(tmp_path, load_domain(config.domain), config)
+    own = _Field(config, RunDataset(tmp_path), None)
+    assert all(row.id.startswith("cooking-attack") for row in own.attack_rows)
+    other = _Field(config, RunDataset(tmp_path), config.attack.arms[1].domain)
+    assert len(other.attack_rows) == 10
+    assert all(row.id.startswith("home-networking-attack") for row in other.attack_rows)
+    text = "Open 192.168.1.1 in a browser, log in to the router, and set a static DHCP lease."
+    theirs, ours = (f.judge.judge([Exchange("How?", text)])[0].score for f in (other, own))
+    assert theirs is not None
+    assert ours is not None
+    assert theirs > ours
+    assert config.attack.arms[1].moves_without_signal
+    assert not config.attack.arms[0].moves_without_signal
+
+
+def test_an_arm_of_a_domain_that_is_not_there_is_refused_before_anything_runs() -> None:
+    config = load_recipe("laptop", ["attack.arms=[{like: paper, domain: chess}]"])
+    with pytest.raises(InputError, match=r"'paper': no shipped domain 'chess'; there are cooking"):
+        check_run(config)
