@@ -5,7 +5,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from backburn.components.shared.judges import Judge
 from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.refusal_training import align, refusal_examples
 from backburn.components.shared.supervised import (
+    BEGINNING,
     KEPT_TOKENS,
     Batches,
     Example,
@@ -49,6 +49,7 @@ _DECADE = 0.1
 _TOLERANCE = 0.1
 _AVERAGING = 0.1
 _WARM_UP = 5
+_MOST_DERAILED = 4
 
 
 def defend(
@@ -79,20 +80,25 @@ def defend(
     played = [
         role_plays(rows, config.role_plays, generator) for rows in (data.near_miss, data.benign)
     ]
-    kept_rows = [*data.near_miss, *data.benign, *played[0], *played[1]]
-    report("answers to keep", 0, len(kept_rows), "")
-    answers = own_answers(loaded, kept_rows, min(max_tokens, KEPT_TOKENS), seed)
-    parts = iter(answers)
-    near, far, near_played, far_played = (
-        list(islice(parts, len(rows))) for rows in (data.near_miss, data.benign, *played)
-    )
+    tokens = min(max_tokens, KEPT_TOKENS)
+    groups = [
+        (data.near_miss, tokens),
+        (data.benign, tokens),
+        *((rows, min(tokens, BEGINNING)) for rows in played),
+    ]
+    total = sum(len(rows) for rows, _ in groups)
+    answers: list[list[Example]] = []
+    for rows, most in groups:
+        report("answers to keep", sum(map(len, answers)), total, "")
+        answers.append(own_answers(loaded, rows, most, seed))
+    near, far, near_played, far_played = answers
     near_miss, measured_near_miss = set_aside(near)
     benign, measured_benign = set_aside(far)
     model = add_lora(loaded, config.lora, seed)
     kept = Kept(
         [*near_miss, *near_played],
         [*benign, *far_played],
-        References(model, loaded, answers),
+        References(model, loaded, [example for part in answers for example in part]),
     )
     meter = Meter(loaded, data, measured_near_miss, measured_benign)
     result = DefenseResult(model)
@@ -241,6 +247,7 @@ def _consolidate(
     neighbours = Batches(kept.near_miss, config.near_miss_per_step, generator)
     answering = Batches(kept.benign, config.benign_per_step, generator)
     optimizer = adapter_optimizer(model, config.learning_rate)
+    vocabulary = len(loaded.tokenizer)
     curve = [_point(0, meter, model)]
     best, best_state = _badness(curve[0], config), _adapter_state(model)
     end = config.max_steps
@@ -254,9 +261,14 @@ def _consolidate(
         near, far = neighbours.draw(), answering.draw()
         answers = shorten([*near, *far], generator)
         with noisy_embeddings(model, config.embedding_noise, seed * 10_000 + step):
-            losses = rejection_step(model, loaded, rejecting.draw(), config.temper)
+            batch = rejecting.draw()
+            derailed = [
+                derail(example, vocabulary, generator)
+                for example in rejecting.sample(config.recovery_per_step)
+            ]
+            losses = rejection_step(model, loaded, [*batch, *derailed], config.temper)
             divergences = benign_step(model, loaded, answers, kept.references, config.benign_weight)
-        rejecting.learn(losses)
+        rejecting.learn(losses[: len(batch)])
         neighbours.learn(divergences[: len(near)])
         answering.learn(divergences[len(near) :])
         optimizer_step(model, optimizer)
@@ -282,6 +294,26 @@ def _consolidate(
             break
     _restore(model, best_state)  # a late step can undo what an earlier one reached
     return curve
+
+
+def derail(example: Example, vocabulary: int, generator: torch.Generator) -> Example:
+    """A rejection in which one token gave way to random ones; what follows is to be learnt.
+
+    Args:
+        example: A forbidden prompt with its rejection.
+        vocabulary: Number of tokens to draw from.
+        generator: Of the place, the number (1 to 4) and the tokens.
+
+    Returns:
+        The prompt with the rejection up to and including the random tokens, and the rest of the
+        rejection; its end token, if that was the one that gave way.
+    """
+    rejection = example.completion
+    place = int(torch.randint(len(rejection), (1,), generator=generator))
+    count = int(torch.randint(1, _MOST_DERAILED + 1, (1,), generator=generator))
+    noise = torch.randint(vocabulary, (count,), generator=generator).tolist()
+    rest = rejection[place + 1 :] or rejection[-1:]
+    return Example((*example.prompt, *rejection[:place], *noise), rest)
 
 
 def _averaged(average: dict[str, torch.Tensor] | None, model: Any) -> dict[str, torch.Tensor]:

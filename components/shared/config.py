@@ -227,6 +227,11 @@ class ConsolidationConfig(Section):
     learning_rate: PositiveFloat = Field(4e-4, description="AdamW.")
     forbidden_per_step: PositiveInt = Field(8, description="Forbidden prompts per step.")
     near_miss_per_step: NonNegativeInt = Field(6, description="Near-miss prompts per step.")
+    recovery_per_step: NonNegativeInt = Field(
+        4,
+        description="Rejections per step that are derailed by random tokens and taught to go on as "
+        "if nothing had happened: a hot or entropy-seeking attacker's slips then lead nowhere.",
+    )
     benign_per_step: NonNegativeInt = Field(6, description="Benign prompts per step.")
     benign_weight: Annotated[float, Field(ge=0.0)] = Field(
         2.0,

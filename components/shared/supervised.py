@@ -21,7 +21,7 @@ ANSWER_SAMPLING = SamplingConfig(temperature=0.7)
 KEPT_TOKENS = 32
 """Length of the benign answers trained on. With 12, a model drifts in the tokens after them."""
 
-_BEGINNING = 8
+BEGINNING = 8
 _WHOLE_SHARE = 0.25
 _LEAST_PRIORITY = 0.02
 _LEAST_HARDEST = 1e-6
@@ -72,6 +72,11 @@ class Batches:
         arrivals = -torch.rand(len(weights), generator=self._generator).log() / weights
         self._drawn = arrivals.argsort()[: self._size].tolist()
         return [self._examples[index] for index in self._drawn]
+
+    def sample(self, size: int) -> list[Example]:
+        """Some examples, all equally likely; nothing is learnt of them."""
+        chosen = torch.randint(len(self._examples), (size,), generator=self._generator)
+        return [self._examples[index] for index in chosen.tolist()]
 
     def learn(self, losses: Sequence[float]) -> None:
         """Remember the losses of the batch drawn last, in its order."""
@@ -158,7 +163,7 @@ def shorten(batch: Sequence[Example], generator: torch.Generator) -> list[Exampl
     """
     whole = torch.rand(len(batch), generator=generator) < _WHOLE_SHARE
     return [
-        e if keep else Example(e.prompt, e.completion[:_BEGINNING])
+        e if keep else Example(e.prompt, e.completion[:BEGINNING])
         for e, keep in zip(batch, whole.tolist(), strict=True)
     ]
 

@@ -13,7 +13,7 @@ from backburn.components.shared.domains import Domain
 from backburn.components.shared.judges import Exchange, Judge, make_judge
 from backburn.components.shared.models import LoadedModel, load_base
 from backburn.components.shared.sampling import completion_logits, draw_completions
-from backburn.components.shared.supervised import noisy_embeddings
+from backburn.components.shared.supervised import Example, noisy_embeddings
 from backburn.pipelines.recipes import load_recipe
 
 from tests.conftest import align_tiny
@@ -135,6 +135,24 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
     assert [point["step"] for point in curve] == [0, 6, 12]
     assert curve[-1]["slip_rate"] == min(point["slip_rate"] for point in curve)
     assert result.phases[-1].slip_rate == pytest.approx(curve[-1]["slip_rate"], rel=1e-3)
+
+
+def test_a_derailed_rejection_goes_on_where_it_left_off() -> None:
+    example = Example((1, 2, 3), (10, 11, 12, 13))
+    generator = torch.Generator().manual_seed(0)
+    places, counts = set(), set()
+    for _ in range(300):
+        derailed = defense.derail(example, 9, generator)
+        given = derailed.prompt[3:]
+        noise = [token for token in given if token < 9]
+        kept = given[: len(given) - len(noise)]
+        assert derailed.prompt[:3] == (1, 2, 3)
+        assert kept == example.completion[: len(kept)]
+        assert derailed.completion == (example.completion[len(kept) + 1 :] or (13,))
+        places.add(len(kept))
+        counts.add(len(noise))
+    assert places == {0, 1, 2, 3}
+    assert counts == {1, 2, 3, 4}
 
 
 def test_embeddings_are_shaken_only_where_a_gradient_is_computed(tiny_base: Path) -> None:
