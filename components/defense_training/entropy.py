@@ -93,17 +93,19 @@ def lower_entropy(
     """
     generator = torch.Generator().manual_seed(seed)
     answering = Batches([*kept.near_miss, *kept.benign], config.benign_per_step, generator)
-    optimizer = adapter_optimizer(model, config.learning_rate)
+    noising = adapter_optimizer(model, config.noise_learning_rate)
+    keeping = adapter_optimizer(model, config.learning_rate)
     certainty = _Certainty(loaded, max_tokens, generator)
 
     def after_step(statistics: StepStatistics) -> bool:
         noising_step(model, loaded, certainty.drawn, config.noise_mass, generator)
+        optimizer_step(model, noising)
         if config.benign_per_step:
             answers = shorten(answering.draw(), generator)
             answering.learn(
                 benign_step(model, loaded, answers, kept.references, config.benign_weight)
             )
-        optimizer_step(model, optimizer)
+            optimizer_step(model, keeping)
         report(statistics.step, config.steps, f"entropy {-statistics.reward_mean:.2f} nats")
         return True
 

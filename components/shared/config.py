@@ -259,7 +259,14 @@ class EntropyConfig(Section):
     steps: PositiveInt = Field(40, description="GRPO steps, each followed by a noising step.")
     prompts_per_step: PositiveInt = Field(4, description="Forbidden prompts per step.")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="Completions per prompt, G.")
-    learning_rate: PositiveFloat = Field(3e-4, description="AdamW, for both kinds of step.")
+    learning_rate: PositiveFloat = Field(
+        3e-4, description="AdamW, of the GRPO steps and of keeping benign answers."
+    )
+    noise_learning_rate: PositiveFloat = Field(
+        3e-5,
+        description="AdamW, of the noising steps. As high as the other, the noise feeds on itself: "
+        "it is drawn, and trained on again.",
+    )
     noise_mass: Probability = Field(
         0.1, description="Probability that noising spreads at random over tokens not drawn."
     )

@@ -48,7 +48,14 @@ def entropy_and_refusals(loaded: LoadedModel, toy: Domain, judge: Judge) -> tupl
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        ("entropy", ["entropy.steps=30", "entropy.learning_rate=3e-3", "entropy.noise_mass=0.02"]),
+        (
+            "entropy",
+            [
+                "entropy.steps=40",
+                "entropy.learning_rate=2e-3",
+                "entropy.noise_learning_rate=1e-4",
+            ],
+        ),
         ("refusal", ["refusal.steps=30", "refusal.learning_rate=3e-3"]),
     ],
 )
@@ -72,7 +79,6 @@ def test_the_defences_to_compare_with_do_what_they_are_named_for(
     )
     hardened = LoadedModel(result.peft_model, loaded.tokenizer)
     entropy_after, refusals_after = entropy_and_refusals(hardened, toy, judge)
-    print(entropy, entropy_after, refusals, refusals_after, result.phases[-1].benign_kl)
     assert [phase.phase for phase in result.phases] == ["baseline", seen[-1]]
     if method == "entropy":
         assert entropy_after < 0.5 * entropy
