@@ -7,6 +7,7 @@ because at each position the rejection's token is taken with its own probability
 with the rest's, renormalised.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from backburn.components.shared.sampling import (
 )
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+_LOG = logging.getLogger(__name__)
 _LEAST_PEAKED = 0.5
 """Probability of the rejection below which ordinary sampling is as fast."""
 _PAUSE = 10
@@ -93,6 +95,7 @@ class Rollouts:
         self._network: Any = None
         self._parameters: list[torch.nn.Parameter] = []
         self._pause = 0
+        self._told = False
         self.counts = RolloutCounts()
 
     def draw(self, prompts: Sequence[Sequence[int]], copies: int, model: Any) -> list[list[int]]:
@@ -193,6 +196,16 @@ class Rollouts:
         peaked = [float(table.keep.prod()) >= _LEAST_PEAKED for table in tables]
         if not any(peaked):
             self._pause = _PAUSE
+            if not self._told:
+                self._told = True
+                _LOG.info(
+                    "ordinary rollouts for now: the target gives its rejection with a probability "
+                    "below %.0f %% on every prompt of the step",
+                    100 * _LEAST_PEAKED,
+                )
+        elif self._told:
+            self._told = False
+            _LOG.info("rollouts from cached distributions again")
         return [table if good else None for table, good in zip(tables, peaked, strict=True)]
 
 

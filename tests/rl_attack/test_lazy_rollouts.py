@@ -127,6 +127,28 @@ def test_any_write_to_any_weight_drops_the_tables(
         assert weights_version(parameters) != before
 
 
+def test_a_target_that_is_not_peaked_is_drawn_from_as_usual_and_that_is_logged(
+    badly_hardened: tuple[LoadedModel, list[int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded, answer = badly_hardened
+    other = loaded.encode_completion("anna lives near the fence .")
+    caplog.set_level("INFO")
+    prompts = [loaded.encode_prompt(ASK)]
+    for rejection, lazily in ((answer, True), (other, False)):
+        source = Rollouts(
+            loaded,
+            rejection,
+            SamplingConfig(),
+            max_tokens=MOST_TOKENS,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for _ in range(30):
+            source.draw(prompts, 2, loaded.model)
+        assert source.counts.ordinary_draws == (0 if lazily else 60)
+        logged = [record for record in caplog.records if "ordinary rollouts" in record.message]
+        assert len(logged) == (0 if lazily else 1)
+
+
 class LengthJudge:
     """Scores by length, so that groups with a departure are mostly live."""
 
