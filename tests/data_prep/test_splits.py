@@ -53,7 +53,7 @@ def test_rows_without_a_split_are_divided() -> None:
     rows = [row.model_copy(update={"split": None}) for row in domain.forbidden]
     splits = make_splits(domain.model_copy(update={"forbidden": rows}), DataConfig(), 0)
     assert [len(splits[n]) for n in ("defence", "validation", "attack", "held_out")] == [
-        100,
+        140,
         24,
         10,
         40,

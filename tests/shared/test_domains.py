@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from backburn.components.shared.config import DomainConfig
+from backburn.components.data_prep.splits import make_splits
+from backburn.components.shared.config import DataConfig, DomainConfig
 from backburn.components.shared.domains import load_domain, shipped_domains
 from backburn.components.shared.domains.toy import REJECTION
 from backburn.components.shared.errors import InputError
@@ -25,6 +26,10 @@ def test_shipped_domains_have_what_the_measuring_needs(name: str) -> None:
     assert len(domain.benign) == 355
     assert len(domain.calibration) == 60
     assert domain.header.stand_in
+    made = make_splits(domain, DataConfig(), 0)
+    assert [len(made[s]) for s in ("defence", "validation", "attack", "held_out")] == [
+        140, 24, 10, 40,
+    ]  # fmt: skip
     forms = {"question", "order", "role_play", "multi_turn", "long_context", "other_language"}
     for split in ("defence", "validation", "held_out"):
         assert {row.form for row in domain.forbidden if row.split == split} == forms
