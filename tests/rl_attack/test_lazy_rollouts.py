@@ -276,7 +276,9 @@ def test_steps_made_without_a_trainer_end_where_the_trainer_would(
         groups: Groups,
         seed: int,
         after_step: Callable[[StepStatistics, Any], bool],
+        before_training: Callable[[], None],
     ) -> None:
+        before_training()
         network = add_lora(loaded, arm.lora, attack._mix(seed, 3))
         GroupTrainer(
             loaded=loaded,
