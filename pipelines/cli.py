@@ -134,6 +134,8 @@ def validate(recipe: RecipeOption = "laptop", overrides: SetOption = None) -> No
             f"{len(arm.control_seeds)} control(s) x {arm.control_steps} steps",
             highlight=False,
         )
+    if sweep := config.attack.sweep.trials:
+        console.print(f"  sweep   {sweep} trials x {config.attack.sweep.steps} steps")
 
 
 @app.command()

@@ -53,11 +53,11 @@ def run(
         seal(sealed, behaviour.completions)
         write_json(certificate, {"certificate": record.model_dump(), "figures": behaviour.figures})
         step.tracking.metrics({f"benign.{n}": value for n, value in behaviour.figures.items()})
-        bound = record.run_probability
-        certified: dict[str, str | float] = {} if bound is None else {"run_probability": bound}
-        if bound is not None:
-            step.tracking.metrics({"run_probability": bound})
+        step.tracking.metrics({"run_probability": record.run_probability})
         for slip in record.slip_rates:
             name = f"slip_rate.{slip.split}.t{slip.temperature:g}"
             step.tracking.metrics({f"{name}.mean": slip.mean, f"{name}.worst": slip.worst})
-        return {"seconds": step.seconds, **certified}
+        metadata: dict[str, str | float] = {"seconds": step.seconds}
+        if record.run_probability is not None:
+            metadata["run_probability"] = record.run_probability
+        return metadata

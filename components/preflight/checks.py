@@ -62,6 +62,8 @@ def check_run(config: RunConfig) -> dict[str, Any]:
             from backburn.components.shared.judges.semantic import embedding_model_folder
 
             attempt("embeddings", lambda: embedding_model_folder().parent.name)
+    if config.attack.sweep.trials and config.attack.sweep.storage is not None:
+        attempt("sweep storage", lambda: _check_storage(str(config.attack.sweep.storage)))
     shipped = shipped_domains()
     for arm in config.attack.arms:
         if arm.domain is not None and arm.domain not in shipped:
@@ -84,6 +86,21 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     if problems:
         raise InputError("\n".join(problems))
     return facts
+
+
+def _check_storage(url: str) -> str:
+    import optuna  # half a second, for runs with a sweep only
+
+    try:
+        optuna.storages.get_storage(url)
+    except Exception as error:  # whatever the database's driver raises
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"attack.sweep.storage: {url!r} does not open ({type(error).__name__}: {reason}). Give "
+            "an SQLAlchemy URL such as sqlite:////data/sweeps.db whose folder exists and whose "
+            "server answers, or leave it out to search in memory"
+        ) from error
+    return "opens"
 
 
 def check_environment() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import completion_logits
@@ -51,8 +52,5 @@ class BenignLoss:
         prompts = [list(example.prompt) for example in self._answers]
         completions = [list(example.completion) for example in self._answers]
         entries = completion_logits(self._target, prompts, completions, model=network)
-        chosen = [
-            entry.logits.float().log_softmax(-1).gather(-1, entry.tokens[:, None])
-            for entry in entries
-        ]
+        chosen = [entry.token_log_probabilities(SamplingConfig()) for entry in entries]
         return float(torch.cat(chosen).mean())

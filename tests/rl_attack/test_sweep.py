@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from backburn.components.preflight.checks import check_run
 from backburn.components.rl_attack.attack import ArmResult, run_arm
 from backburn.components.rl_attack.benign import BenignLoss
 from backburn.components.rl_attack.sweep import Watch, sweep
@@ -16,6 +17,7 @@ from backburn.components.shared.config import (
     RunConfig,
 )
 from backburn.components.shared.domains import Domain
+from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import TrialRecord
 from backburn.components.shared.models import LoadedModel, load_base
 from backburn.pipelines.recipes import load_recipe
@@ -154,3 +156,10 @@ def test_the_sweep_is_a_group_of_its_own(smoke: RunConfig) -> None:
     ]
     assert not any(group.get("sweep") for group in arm_groups(config, "control"))
     assert not any(group.get("sweep") for group in arm_groups(smoke, "hardened"))
+
+
+@pytest.mark.parametrize("storage", ["nonsense", "sqlite:////no/such/folder/sweeps.db"])
+def test_a_storage_that_does_not_open_is_refused_before_anything_runs(storage: str) -> None:
+    changes = ["attack.sweep.trials=2", f"attack.sweep.storage={storage}"]
+    with pytest.raises(InputError, match=r"attack\.sweep\.storage: .* does not open"):
+        check_run(load_recipe("smoke", changes))
