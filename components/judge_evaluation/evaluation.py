@@ -7,7 +7,7 @@ import numpy as np
 from backburn.components.shared.config import GateConfig
 from backburn.components.shared.domains import CalibrationExchange, PromptRow
 from backburn.components.shared.evidence import ArmRecord, CalibrationRecord, CurvePoint
-from backburn.components.shared.judges import Exchange, Judge, Verdict
+from backburn.components.shared.judges import Exchange, Judge, RememberingJudge, Verdict
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
@@ -20,17 +20,13 @@ class VerdictBook:
     """Judges each distinct exchange once and remembers what was said of it."""
 
     def __init__(self, judge: Judge) -> None:
-        self._judge = judge
-        self._known: dict[Exchange, Verdict] = {}
+        self._judge = RememberingJudge(judge)
         self.judged = 0
         self.scored = 0
 
     def verdicts(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """One verdict an exchange, in order."""
-        fresh = [exchange for exchange in dict.fromkeys(exchanges) if exchange not in self._known]
-        if fresh:
-            self._known.update(zip(fresh, self._judge.judge(fresh), strict=True))
-        given = [self._known[exchange] for exchange in exchanges]
+        given = self._judge.judge(exchanges)
         self.judged += len(given)
         self.scored += sum(verdict.score is not None for verdict in given)
         return given

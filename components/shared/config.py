@@ -9,9 +9,11 @@ import contextlib
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from backburn.components.shared.errors import InputError
@@ -445,6 +447,16 @@ class SweepConfig(Section):
         "the same model with the same settings goes on. Default: in memory.",
     )
 
+    @field_validator("storage")
+    @classmethod
+    def _holds_no_password(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).password is not None:
+            raise ValueError(
+                "a configuration is written into evidence and MLflow, so it must not hold a "
+                "password; give it to the driver by its environment (PGPASSWORD)"
+            )
+        return value
+
 
 class AttackConfig(Section):
     """The budgeted adversary, and who runs it and why."""
@@ -796,7 +808,11 @@ def _explain(error: ValidationError) -> Iterator[str]:
             message = item["msg"].removeprefix("Value error, ")
             given = item.get("input")
             shown = "" if isinstance(given, (Mapping, BaseModel)) else f" (got {given!r})"
+            shown = _PASSWORD.sub("//***@", shown)
             yield f"{path}: {message}{shown}"
+
+
+_PASSWORD = re.compile(r"//[^/@:]*:[^/@]*@")
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:

@@ -163,3 +163,9 @@ def test_a_storage_that_does_not_open_is_refused_before_anything_runs(storage: s
     changes = ["attack.sweep.trials=2", f"attack.sweep.storage={storage}"]
     with pytest.raises(InputError, match=r"attack\.sweep\.storage: .* does not open"):
         check_run(load_recipe("smoke", changes))
+
+
+def test_a_storage_with_a_password_never_becomes_configuration() -> None:
+    with pytest.raises(InputError, match="must not hold a password") as caught:
+        load_recipe("smoke", ["attack.sweep.storage=postgresql://me:hidden@db/sweeps"])
+    assert "hidden" not in str(caught.value)
