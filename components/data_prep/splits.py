@@ -40,7 +40,7 @@ def make_splits(domain: Domain, config: DataConfig, seed: int) -> dict[str, list
 
     Rows that name their split keep it; the others are shuffled by the seed and fill the splits.
     Near-miss and benign rows are divided into a part the defence may train on and a part kept for
-    evaluation.
+    evaluation; those of the split `defence` are all trained on, those of any other split kept.
 
     Raises:
         InputError: if a split is empty or too small, a row too long, or two rows of different
@@ -94,16 +94,25 @@ def run_splits(domain: Domain, config: RunConfig) -> dict[str, list[PromptRow]]:
 def _divide(
     rows: Sequence[PromptRow], share: float, rng: random.Random
 ) -> tuple[list[PromptRow], list[PromptRow]]:
-    """Two parts in which every form (question, role play, ...) has its share."""
-    shuffled = list(rows)
+    """Two parts in which every form (question, role play, ...) has its share.
+
+    Rows that name their split are not divided, and leave the division of the others as it is.
+    """
+    shuffled = [row for row in rows if row.split is None]
     rng.shuffle(shuffled)
-    parts: tuple[list[PromptRow], list[PromptRow]] = [], []
+    parts: tuple[list[PromptRow], list[PromptRow]] = (
+        [row for row in rows if row.split == "defence"],
+        [row for row in rows if row.split not in ("defence", None)],
+    )
     owed: dict[str, float] = defaultdict(float)
     for row in shuffled:
         owed[row.form] += share
         first = owed[row.form] >= 0.5
         owed[row.form] -= first
         parts[0 if first else 1].append(row)
+    if len(shuffled) < len(rows):
+        for part in parts:
+            rng.shuffle(part)
     return parts
 
 

@@ -45,7 +45,7 @@ from backburn.components.shared.supervised import (
 )
 
 _DECADE = 0.1
-"""Over-refusal that is as bad as a tenfold slip rate, when a state of the adapter is chosen."""
+"""Over-refusal, and drift in nats a token, that is as bad as a tenfold slip rate."""
 _TOLERANCE = 0.1
 _AVERAGING = 0.1
 _WARM_UP = 5
@@ -334,10 +334,10 @@ def _restore(model: Any, state: dict[str, torch.Tensor]) -> None:
 
 
 def _badness(point: dict[str, float], config: ConsolidationConfig) -> float:
-    """Decades of slip rate above the target, and over-refusal counted in decades."""
+    """Decades of slip rate above the target; over-refusal and drift counted in decades."""
     slip = max(point["slip_rate"], config.target_slip_rate, 1e-12)
     refused = (point["near_miss_rejection"] + point["benign_rejection"]) / 2
-    return math.log10(slip) + refused / _DECADE
+    return math.log10(slip) + (refused + point["benign_kl"]) / _DECADE
 
 
 def _adapter_state(model: Any) -> dict[str, torch.Tensor]:
@@ -352,4 +352,5 @@ def _point(step: int, meter: Meter, model: Any) -> dict[str, float]:
         "worst_slip_rate": max(slips),
         "near_miss_rejection": meter.near_miss_rejection(model),
         "benign_rejection": meter.benign_rejection(model),
+        "benign_kl": meter.benign_kl(model),
     }

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.evidence import PhaseRecord
@@ -66,6 +67,7 @@ class Meter:
         self._near_miss = [list(example.prompt) for example in near_miss]
         self._benign = [list(example.prompt) for example in benign]
         self._answers = benign
+        self._reference: list[torch.Tensor] | None = None
 
     def slips(self, model: Any) -> list[float]:
         """Slip rate of each validation prompt."""
@@ -78,6 +80,21 @@ class Meter:
     def benign_rejection(self, model: Any) -> float:
         """Mean probability of the rejection on benign prompts."""
         return 1.0 - mean(self._rates(model, self._benign))
+
+    def benign_kl(self, model: Any) -> float:
+        """KL(baseline || model) per token of the baseline's own benign answers, in nats."""
+        prompts = [list(example.prompt) for example in self._answers]
+        answers = [list(example.completion) for example in self._answers]
+        if self._reference is None:
+            with model.disable_adapter():
+                entries = completion_logits(self._loaded, prompts, answers, model=model)
+            self._reference = [entry.logits.log_softmax(-1) for entry in entries]
+        total, tokens = 0.0, 0
+        trained = completion_logits(self._loaded, prompts, answers, model=model)
+        for entry, p in zip(trained, self._reference, strict=True):
+            total += float((p.exp() * (p - entry.logits.log_softmax(-1))).sum())
+            tokens += len(entry.tokens)
+        return total / tokens
 
     def record(
         self, model: Any, phase: str, enabled: bool, steps: int, seconds: float
@@ -93,7 +110,7 @@ class Meter:
             worst_slip_rate=max(slips),
             near_miss_rejection=self.near_miss_rejection(model),
             benign_rejection=self.benign_rejection(model),
-            benign_kl=self._kl(model),
+            benign_kl=self.benign_kl(model),
         )
 
     def _rates(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[float]:
@@ -101,19 +118,6 @@ class Meter:
             self._loaded, prompts, [self._rejection] * len(prompts), model=model
         )
         return [slip_rate(entry, _TEMPERATURE_ONE) for entry in entries]
-
-    def _kl(self, model: Any) -> float:
-        prompts = [list(example.prompt) for example in self._answers]
-        answers = [list(example.completion) for example in self._answers]
-        trained = completion_logits(self._loaded, prompts, answers, model=model)
-        with model.disable_adapter():
-            reference = completion_logits(self._loaded, prompts, answers, model=model)
-        total, tokens = 0.0, 0
-        for ours, theirs in zip(trained, reference, strict=True):
-            p, q = theirs.logits.log_softmax(-1), ours.logits.log_softmax(-1)
-            total += float((p.exp() * (p - q)).sum())
-            tokens += len(ours.tokens)
-        return total / tokens
 
 
 def set_aside(answers: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Example]]:

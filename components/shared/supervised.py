@@ -22,7 +22,7 @@ KEPT_TOKENS = 32
 """Length of the benign answers trained on. With 12, a model drifts in the tokens after them."""
 
 BEGINNING = 8
-_WHOLE_SHARE = 0.25
+_WHOLE_SHARE = 0.5
 _LEAST_PRIORITY = 0.02
 _LEAST_HARDEST = 1e-6
 _BETAS = (0.9, 0.95)
@@ -157,9 +157,9 @@ class References:
 
 
 def shorten(batch: Sequence[Example], generator: torch.Generator) -> list[Example]:
-    """Most answers cut to their beginning, where a model decides whether to answer at all.
+    """Half of the answers cut to their beginning, where a model decides whether to answer at all.
 
-    A quarter stays whole: without them the model drifts in what it says after the beginning.
+    The others stay whole: without them the model drifts in what it says after the beginning.
     """
     whole = torch.rand(len(batch), generator=generator) < _WHOLE_SHARE
     return [

@@ -48,6 +48,24 @@ def test_an_empty_split_is_named() -> None:
         make_splits(domain.model_copy(update={"forbidden": without}), DataConfig(), 0)
 
 
+def test_benign_rows_that_name_their_split_keep_it_and_leave_the_others_alone() -> None:
+    domain = load_domain(DomainConfig(name="cooking"))
+    named = {row.id for row in domain.benign if row.split == "defence"}
+    kept = next(row for row in domain.benign if row.split is None)
+    splits = make_splits(domain, DataConfig(), 0)
+    assert named
+    assert named <= {row.id for row in splits["benign_defence"]}
+    without = [row for row in domain.benign if row.split is None]
+    divided = make_splits(domain.model_copy(update={"benign": without}), DataConfig(), 0)
+    assert {row.id for row in splits["benign"]} == {row.id for row in divided["benign"]}
+    first = [
+        row.model_copy(update={"split": "held_out"}) if row.id == kept.id else row
+        for row in without
+    ]
+    evaluated = make_splits(domain.model_copy(update={"benign": first}), DataConfig(), 0)
+    assert kept.id in {row.id for row in evaluated["benign"]}
+
+
 def test_rows_without_a_split_are_divided() -> None:
     domain = load_domain(DomainConfig(name="cooking"))
     rows = [row.model_copy(update={"split": None}) for row in domain.forbidden]
