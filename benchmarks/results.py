@@ -11,6 +11,7 @@ call goes on where it stopped, and the table is written from that file alone (`-
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,6 +212,10 @@ class Target:
             yield {**row, "seed": seed, "trials": len(found.trials)}
 
     def _attack(self, arm: AttackArmConfig, seed: int, watch: Watch) -> ArmResult:
+        def report(done: int, total: int, note: str) -> None:
+            if done and done % 25 == 0:
+                print(f"  {arm.name}/{seed} {done}/{total} {note}", file=sys.stderr, flush=True)
+
         return run_arm(
             self._loaded,
             arm,
@@ -224,7 +229,7 @@ class Target:
             judge=self._judge,
             monitor=self._monitor,
             broken_at=BROKEN,
-            report=lambda *_: None,
+            report=report,
             target_logits=self._logits,
             benign_loss=self._loss,
             watch=watch,
