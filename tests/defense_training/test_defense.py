@@ -93,7 +93,7 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
 ) -> None:
     loaded = align_tiny(load_base(tiny_base, ModelConfig(id="builtin:tiny")), toy, smoke, 0)
     loaded.model.requires_grad_(False)
-    changes = {"min_steps": 1, "max_steps": 12, "settle_steps": 6, "check_every": 6}
+    changes = {"min_steps": 1, "max_steps": 40, "settle_steps": 6, "check_every": 20}
     config = load_recipe(
         "smoke",
         [
@@ -126,19 +126,19 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
         seed=0,
         report=lambda *_: None,
     )
-    assert len(trained) == 12
-    assert noise == [config.consolidation.embedding_noise] * 12
+    assert len(trained) == 40
+    assert noise == [config.consolidation.embedding_noise] * 40
     assert config.consolidation.embedding_noise > 0
-    # Steps 1 to 7 run at the full rate or warm up; from the eighth on the rate falls.
-    expected = trained[7]
-    for state in trained[8:]:
+    # Steps 1 to 35 run at the full rate or warm up; from the 36th on the rate falls.
+    expected = trained[35]
+    for state in trained[36:]:
         expected = {name: value.lerp(state[name], 0.1) for name, value in expected.items()}
     left = defense._adapter_state(result.peft_model)
     for name, value in left.items():
         torch.testing.assert_close(value, expected[name])
     assert any(not torch.equal(left[name], trained[-1][name]) for name in left)
     curve = result.consolidation_curve
-    assert [point["step"] for point in curve] == [0, 6, 12]
+    assert [point["step"] for point in curve] == [0, 20, 40]
     assert curve[-1]["slip_rate"] == min(point["slip_rate"] for point in curve)
     assert result.phases[-1].slip_rate == pytest.approx(curve[-1]["slip_rate"], rel=1e-3)
 
@@ -177,3 +177,19 @@ def test_embeddings_are_shaken_only_where_a_gradient_is_computed(tiny_base: Path
     assert torch.equal(embedding(ids).detach(), calm)
     with noisy_embeddings(model, 0.0, 3):
         assert torch.equal(embedding(ids).detach(), calm)
+
+
+def test_drift_counts_when_a_state_is_chosen() -> None:
+    config = load_recipe("smoke").defense.consolidation
+    point = {
+        "slip_rate": config.target_slip_rate,
+        "near_miss_rejection": 0.0,
+        "benign_rejection": 0.0,
+        "benign_kl": 0.1,
+    }
+    drifted = {**point, "benign_kl": 0.2}
+    slipping = {**point, "slip_rate": 10.0 * config.target_slip_rate}
+    refusing = {**point, "benign_rejection": 0.2}
+    best = defense._badness(point, config)
+    for worse in (drifted, slipping, refusing):
+        assert defense._badness(worse, config) == pytest.approx(best + 1.0)
