@@ -121,8 +121,12 @@ def _compare(
     stock = LoadedModel(stock_model.requires_grad_(False).eval(), loaded.tokenizer)
     works: dict[str, list[Work]] = {"backburn": [], "stock trl": []}
     for _ in range(rounds):
-        works["backburn"].append(_backburn(loaded, config, arm, data, steps))
-        works["stock trl"].append(_stock(stock, config, arm, data, steps))
+        for name, work in (
+            ("backburn", lambda: _backburn(loaded, config, arm, data, steps)),
+            ("stock trl", lambda: _stock(stock, config, arm, data, steps)),
+        ):
+            works[name].append(work())
+            print(f"  {name}: {works[name][-1].seconds:.1f} s", file=sys.stderr)
     return works
 
 
