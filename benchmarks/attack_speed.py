@@ -121,12 +121,13 @@ def _compare(
     stock = LoadedModel(stock_model.requires_grad_(False).eval(), loaded.tokenizer)
     works: dict[str, list[Work]] = {"backburn": [], "stock trl": []}
     for _ in range(rounds):
-        for name, work in (
-            ("backburn", lambda: _backburn(loaded, config, arm, data, steps)),
-            ("stock trl", lambda: _stock(stock, config, arm, data, steps)),
+        for name, train, model in (
+            ("backburn", _backburn, loaded),
+            ("stock trl", _stock, stock),
         ):
-            works[name].append(work())
-            print(f"  {name}: {works[name][-1].seconds:.1f} s", file=sys.stderr)
+            work = train(model, config, arm, data, steps)
+            works[name].append(work)
+            print(f"  {name}: {work.seconds:.1f} s", file=sys.stderr)
     return works
 
 

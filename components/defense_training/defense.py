@@ -100,7 +100,7 @@ def defend(
         [*benign, *far_played],
         References(model, loaded, [example for part in answers for example in part]),
     )
-    meter = Meter(loaded, data, measured_near_miss, measured_benign)
+    meter = Meter(loaded, data, measured_near_miss, measured_benign, kept.references)
     result = DefenseResult(model)
     result.phases.append(meter.record(model, "baseline", True, 0, 0.0))
     start = time.perf_counter()

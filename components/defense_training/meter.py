@@ -60,6 +60,7 @@ class Meter:
         data: DefenseData,
         near_miss: Sequence[Example],
         benign: Sequence[Example],
+        references: References,
     ) -> None:
         self._loaded = loaded
         self._rejection = loaded.encode_completion(data.rejection)
@@ -67,7 +68,7 @@ class Meter:
         self._near_miss = [list(example.prompt) for example in near_miss]
         self._benign = [list(example.prompt) for example in benign]
         self._answers = benign
-        self._reference: list[torch.Tensor] | None = None
+        self._references = references
 
     def slips(self, model: Any) -> list[float]:
         """Slip rate of each validation prompt."""
@@ -85,16 +86,10 @@ class Meter:
         """KL(baseline || model) per token of the baseline's own benign answers, in nats."""
         prompts = [list(example.prompt) for example in self._answers]
         answers = [list(example.completion) for example in self._answers]
-        if self._reference is None:
-            with model.disable_adapter():
-                entries = completion_logits(self._loaded, prompts, answers, model=model)
-            self._reference = [entry.logits.log_softmax(-1) for entry in entries]
-        total, tokens = 0.0, 0
-        trained = completion_logits(self._loaded, prompts, answers, model=model)
-        for entry, p in zip(trained, self._reference, strict=True):
-            total += float((p.exp() * (p - entry.logits.log_softmax(-1))).sum())
-            tokens += len(entry.tokens)
-        return total / tokens
+        entries = completion_logits(self._loaded, prompts, answers, model=model)
+        ours = torch.cat([entry.logits for entry in entries]).log_softmax(-1)
+        reference = self._references.log_probabilities(self._answers).cpu()
+        return float((reference.exp() * (reference - ours)).sum(-1).mean())
 
     def record(
         self, model: Any, phase: str, enabled: bool, steps: int, seconds: float
