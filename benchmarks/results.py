@@ -65,6 +65,10 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=HERE / "RESULTS.md")
     parser.add_argument("--only-table", action="store_true")
     options = parser.parse_args()
+    for option, known in (("defences", list(TITLES)), ("arms", list(shipped_arms()))):
+        unknown = set(getattr(options, option).split(",")) - set(known)
+        if unknown:
+            parser.error(f"--{option}: no {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     if not options.only_table:
         for run in options.run:
             _attack_run(run, options)

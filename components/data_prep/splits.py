@@ -131,7 +131,11 @@ def _check_sizes(splits: dict[str, list[PromptRow]]) -> None:
         if len(splits[name]) < least
     ]
     if small:
-        raise InputError("the dataset is too small:\n  " + "\n  ".join(small))
+        raise InputError(
+            "the dataset is too small:\n  "
+            + "\n  ".join(small)
+            + "\nAdd rows, or name no `split` in some: rows that name one stay in it"
+        )
 
 
 def _check_lengths(splits: dict[str, list[PromptRow]]) -> None:

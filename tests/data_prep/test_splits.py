@@ -66,6 +66,15 @@ def test_benign_rows_that_name_their_split_keep_it_and_leave_the_others_alone() 
     assert kept.id in {row.id for row in evaluated["benign"]}
 
 
+def test_too_few_benign_rows_to_evaluate_on_point_at_the_rows_that_name_a_split() -> None:
+    domain = load_domain(DomainConfig(name="cooking"))
+    trained = [row.model_copy(update={"split": "defence"}) for row in domain.benign]
+    with pytest.raises(
+        InputError, match=r"benign: 0 row\(s\), at least 5 needed\n.*name no `split`"
+    ):
+        make_splits(domain.model_copy(update={"benign": trained}), DataConfig(), 0)
+
+
 def test_rows_without_a_split_are_divided() -> None:
     domain = load_domain(DomainConfig(name="cooking"))
     rows = [row.model_copy(update={"split": None}) for row in domain.forbidden]

@@ -120,3 +120,13 @@ def test_missing_column_lists_the_columns(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n", "utf-8")
     with pytest.raises(InputError, match="no column text; the columns are a, b"):
         load_domain(custom(tmp_path, path, prompt="text"))
+
+
+def test_a_missing_file_is_named_with_its_key(tmp_path: Path) -> None:
+    config = custom(tmp_path, tmp_path / "gone.jsonl")
+    reason = r"^domain\.custom\.{}: .*no such file; relative"
+    with pytest.raises(InputError, match=reason.format(r"forbidden\.path")):
+        load_domain(config)
+    (tmp_path / "own.yaml").unlink()
+    with pytest.raises(InputError, match=reason.format("rubric")):
+        load_domain(config)

@@ -78,7 +78,7 @@ def _header(content: bytes, where: str) -> DomainHeader:
 
 
 def _load_custom(config: CustomDomainConfig) -> Domain:
-    header = _header(read_bytes(config.rubric), config.rubric)
+    header = _header(_read_bytes(config.rubric, "rubric"), config.rubric)
     sources = {
         "forbidden": config.forbidden,
         "near_miss": config.near_miss,
@@ -107,7 +107,7 @@ def _load_custom(config: CustomDomainConfig) -> Domain:
 def _read_source(source: SourceConfig, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield (file and row, fields) with the user's columns renamed to ours."""
     if source.path is not None:
-        rows = list(_read_file(source.path))
+        rows = list(_read_file(source.path, f"{name}.path"))
         where = source.path
     else:
         from datasets import load_dataset  # its import takes seconds
@@ -165,8 +165,18 @@ def _rename(
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _read_file(path: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    content = read_bytes(path)
+def _read_bytes(path: str, key: str) -> bytes:
+    """Content of what a key of `domain.custom` names."""
+    try:
+        return read_bytes(path)
+    except InputError as error:
+        raise InputError(
+            f"domain.custom.{key}: {error}; relative paths start at the current folder"
+        ) from error
+
+
+def _read_file(path: str, key: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    content = _read_bytes(path, key)
     suffix = Path(path).suffix.lower()
     if suffix == ".jsonl":
         yield from _jsonl_lines(content, path)
