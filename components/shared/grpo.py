@@ -373,9 +373,12 @@ def shared_prefix_log_probabilities(
     read, mask = read_sequences(
         model, loaded, distinct, kept=[1] * len(distinct), use_cache=True, cache=cache
     )
-    first = read.logits[rows]
+    # Not indexing, whose gradient adds up in an order that differs from run to run on a CPU.
+    first = read.logits.index_select(0, rows)
     if completion_tokens > 1:
-        cache.batch_select_indices(rows)
+        for layer in cache.layers:
+            layer.keys = layer.keys.index_select(0, rows)
+            layer.values = layer.values.index_select(0, rows)
         full_mask = torch.cat([mask[rows], attention_mask[:, -completion_tokens:-1]], dim=1)
         written = model(
             input_ids=completions[:, :-1],

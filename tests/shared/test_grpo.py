@@ -15,6 +15,7 @@ from backburn.components.shared.grpo import (
     StepStatistics,
     grpo_arguments,
     in_turn,
+    shared_prefix_log_probabilities,
 )
 from backburn.components.shared.models import LoadedModel, add_lora, load_base
 from datasets import Dataset
@@ -185,6 +186,27 @@ def test_a_kl_to_the_weights_it_starts_from_is_free_and_has_no_gradient(
     )
     assert still  # also when the passes are made
     assert [item.idle for item in history] == [at_reference] * STEPS
+
+
+def test_gradients_are_the_same_bit_for_bit_every_time(tiny_base: Path) -> None:
+    """Two threads that add to the same place do so in whichever order they come."""
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    model = add_lora(loaded, LoraSettings(), 0)
+    tokens = torch.randint(4, 100, (64, 48), generator=torch.Generator().manual_seed(0))
+    tokens[:, :24] = tokens[:2, :24].repeat(32, 1)  # two prompts in turn, 32 completions each
+    torch.set_num_threads(2)
+    try:
+        seen = []
+        for _ in range(4):
+            logps, _ = shared_prefix_log_probabilities(
+                model, loaded, tokens, torch.ones_like(tokens), 24, 1.0
+            )
+            model.zero_grad()
+            logps.sum().backward()
+            seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+    finally:
+        torch.set_num_threads(1)
+    assert all(same(seen[0], other) for other in seen[1:])
 
 
 @given(rows=st.integers(1, 7), count=st.integers(0, 40), seed=st.integers(0, 99))
