@@ -77,30 +77,30 @@ def defend(
         The model with its adapter, and a record per phase, `baseline` first.
     """
     generator = torch.Generator().manual_seed(seed + 3)
-    played = [
-        role_plays(rows, config.role_plays, generator) for rows in (data.near_miss, data.benign)
-    ]
+    near_miss, measured_near_miss = set_aside(data.near_miss)
+    benign, measured_benign = set_aside(data.benign)
     tokens = min(max_tokens, KEPT_TOKENS)
+    beginning = min(tokens, BEGINNING)
     groups = [
-        (data.near_miss, tokens),
-        (data.benign, tokens),
-        *((rows, min(tokens, BEGINNING)) for rows in played),
+        (near_miss, tokens),
+        (role_plays(near_miss, config.role_plays, generator), beginning),
+        (benign, tokens),
+        (role_plays(benign, config.role_plays, generator), beginning),
+        (measured_near_miss, tokens),
+        (measured_benign, tokens),
     ]
     total = sum(len(rows) for rows, _ in groups)
     answers: list[list[Example]] = []
     for rows, most in groups:
         report("answers to keep", sum(map(len, answers)), total, "")
         answers.append(own_answers(loaded, rows, most, seed))
-    near, far, near_played, far_played = answers
-    near_miss, measured_near_miss = set_aside(near)
-    benign, measured_benign = set_aside(far)
     model = add_lora(loaded, config.lora, seed)
     kept = Kept(
-        [*near_miss, *near_played],
-        [*benign, *far_played],
+        [*answers[0], *answers[1]],
+        [*answers[2], *answers[3]],
         References(model, loaded, [example for part in answers for example in part]),
     )
-    meter = Meter(loaded, data, measured_near_miss, measured_benign, kept.references)
+    meter = Meter(loaded, data, answers[4], answers[5], kept.references)
     result = DefenseResult(model)
     result.phases.append(meter.record(model, "baseline", True, 0, 0.0))
     start = time.perf_counter()

@@ -115,10 +115,10 @@ class Meter:
         return [slip_rate(entry, _TEMPERATURE_ONE) for entry in entries]
 
 
-def set_aside(answers: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Answers to train on, and some to measure on."""
-    count = max(1, min(_MOST_SET_ASIDE, round(_SET_ASIDE_SHARE * len(answers))))
-    return answers[count:], answers[:count]
+def set_aside(rows: Sequence[PromptRow]) -> tuple[Sequence[PromptRow], Sequence[PromptRow]]:
+    """Prompts to train on, and some to measure on."""
+    count = max(1, min(_MOST_SET_ASIDE, round(_SET_ASIDE_SHARE * len(rows))))
+    return rows[count:], rows[:count]
 
 
 def mean(values: Sequence[float]) -> float:

@@ -7,7 +7,9 @@ tiny model). Weights are safetensors and nothing else; remote code is never run.
 
 import importlib.util
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -31,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 SMOLLM2 = "builtin:smollm2-135m-instruct"
 TINY = "builtin:tiny"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_BLOCK = re.compile(r"\.(\d+)\.")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
@@ -239,18 +242,33 @@ def compute_dtype(config: ModelConfig) -> torch.dtype:
     return torch.bfloat16 if compute_device(config) == "cuda" else torch.float32
 
 
-def lora_config(settings: LoraSettings) -> Any:
-    """PEFT configuration of a LoRA on every linear layer but the head."""
+def lora_config(settings: LoraSettings, model: Any) -> Any:
+    """PEFT configuration of a LoRA on every linear layer but the head, of the upper blocks."""
     from peft import LoraConfig
 
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
-        target_modules="all-linear",
+        target_modules=(
+            "all-linear" if settings.upper_share == 1.0 else _upper(model, settings.upper_share)
+        ),
         task_type="CAUSAL_LM",
         bias="none",
     )
+
+
+def _upper(model: Any, share: float) -> list[str]:
+    """Names of the linear layers of the last blocks; by name, so that adapters can be added up."""
+    blocks = model.config.num_hidden_layers
+    first = blocks - math.ceil(share * blocks)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (block := _BLOCK.search(name))
+        and int(block[1]) >= first
+    ]
 
 
 def add_lora(loaded: LoadedModel, settings: LoraSettings, seed: int) -> Any:
@@ -259,7 +277,7 @@ def add_lora(loaded: LoadedModel, settings: LoraSettings, seed: int) -> Any:
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(loaded.model, lora_config(settings))
+        return get_peft_model(loaded.model, lora_config(settings, loaded.model))
 
 
 def save_artifact(
@@ -371,11 +389,12 @@ def stack_adapters(
 
     state = get_peft_model_state_dict(second)
     if first is None:
-        model = get_peft_model(base.model, lora_config(settings))
+        model = get_peft_model(base.model, lora_config(settings, base.model))
         set_peft_model_state_dict(model, state)
         return model
+    defence = lora_config(settings, base.model)
     model = PeftModel.from_pretrained(base.model, str(first), adapter_name="baseline")
-    model.add_adapter("defence", lora_config(settings))
+    model.add_adapter("defence", defence)
     set_peft_model_state_dict(model, state, adapter_name="defence")
     model.add_weighted_adapter(
         ["baseline", "defence"], [1.0, 1.0], "default", combination_type="cat"

@@ -47,9 +47,27 @@ def disturb(model: torch.nn.Module, seed: int) -> None:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
 
 
-def test_two_adapters_stacked_equal_one_after_the_other(tiny_base: Path, tmp_path: Path) -> None:
-    settings = LoraSettings(rank=4, alpha=8)
-    first = add_lora(load_base(tiny_base, TINY), settings, 0)
+def adapted_blocks(model: torch.nn.Module) -> set[int]:
+    names = [name for name, _ in model.named_parameters() if "lora_A" in name]
+    return {int(name.split(".layers.")[1].split(".")[0]) for name in names}
+
+
+@pytest.mark.parametrize(("share", "blocks"), [(1.0, 3), (0.5, 2), (0.1, 1)])
+def test_an_adapter_sits_on_the_upper_blocks(tiny_base: Path, share: float, blocks: int) -> None:
+    loaded = load_base(tiny_base, TINY)
+    linear = sum(type(m).__name__ == "PackedLinear" for m in loaded.model.model.modules())
+    model = add_lora(loaded, LoraSettings(upper_share=share), 0)
+    assert adapted_blocks(model) == set(range(3 - blocks, 3))
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == linear * blocks // 3
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(1.0, 1.0), (1.0, 0.5), (0.5, 1.0), (0.5, 0.5)])
+def test_two_adapters_stacked_equal_one_after_the_other(
+    tiny_base: Path, tmp_path: Path, lower: float, upper: float
+) -> None:
+    settings = LoraSettings(rank=4, alpha=8, upper_share=upper)
+    below = LoraSettings(rank=4, alpha=8, upper_share=lower)
+    first = add_lora(load_base(tiny_base, TINY), below, 0)
     disturb(first, 1)
     save_artifact(
         tmp_path / "first",
