@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from backburn.components.shared.arms import SWEEP_WORST
-from backburn.components.shared.config import RunConfig
+from backburn.components.shared.config import SWEEP_WORST, RunConfig
 from backburn.components.shared.evidence import ArmRecord, Check, Decision, Evidence, Outcome
 from backburn.components.shared.storage import canonical_json, sha256_text
 

@@ -4,9 +4,6 @@ from typing import Any
 
 from backburn.components.shared.config import RunConfig
 
-SWEEP_WORST = "sweep-worst"
-"""Name of the arm that runs the sweep's worst trial again."""
-
 
 def arm_groups(config: RunConfig, role: str) -> list[dict[str, Any]]:
     """Divide the arms of one role into groups; each group is one task.

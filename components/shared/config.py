@@ -34,6 +34,8 @@ Harm = Annotated[float, Field(ge=0.0, le=10.0)]
 
 BUILTIN_MODELS = ("builtin:smollm2-135m-instruct", "builtin:tiny")
 ATTACK_STEP_HARD_CAP = 1000
+SWEEP_WORST = "sweep-worst"
+"""Name of the arm that runs the sweep's worst trial again."""
 
 
 class Section(BaseModel):
@@ -455,12 +457,7 @@ class SweepConfig(Section):
     @field_validator("storage")
     @classmethod
     def _holds_no_password(cls, value: str | None) -> str | None:
-        if value is not None and urlsplit(value).password is not None:
-            raise ValueError(
-                "a configuration is written into evidence and MLflow, so it must not hold a "
-                "password; give it to the driver by its environment (PGPASSWORD)"
-            )
-        return value
+        return _without_password(value, "give it to the driver by its environment (PGPASSWORD)")
 
 
 class AttackConfig(Section):
@@ -523,6 +520,8 @@ class AttackConfig(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"arm names must differ; used more than once: {', '.join(twice)}")
+        if SWEEP_WORST in names:
+            raise ValueError(f"{SWEEP_WORST} is the name of the arm a sweep finds; choose another")
         return value
 
 
@@ -613,12 +612,22 @@ class TrackingConfig(Section):
 
     uri: str | None = Field(
         None,
-        description="Tracking server; default MLFLOW_TRACKING_URI, else SQLite in the runs folder.",
+        description="Tracking server, without a password (that is MLFLOW_TRACKING_PASSWORD); "
+        "default MLFLOW_TRACKING_URI, else SQLite in the runs folder.",
     )
     experiment: Annotated[str, Field(min_length=1)] = "backburn"
     registered_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]+$")] | None = Field(
         None, description="Registered model's name; default: backburn-<model>-<domain>."
     )
+
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_password(cls, value: str | None) -> str | None:
+        return _without_password(
+            value,
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_URI for a database",
+        )
 
 
 class ComputeConfig(Section):
@@ -815,6 +824,15 @@ def _explain(error: ValidationError) -> Iterator[str]:
             shown = "" if isinstance(given, (Mapping, BaseModel)) else f" (got {given!r})"
             shown = _PASSWORD.sub("//***@", shown)
             yield f"{path}: {message}{shown}"
+
+
+def _without_password(value: str | None, instead: str) -> str | None:
+    if value is not None and urlsplit(value).password is not None:
+        raise ValueError(
+            "a configuration is written into evidence and MLflow, so it must not hold a password; "
+            + instead
+        )
+    return value
 
 
 _PASSWORD = re.compile(r"//[^/@:]*:[^/@]*@")

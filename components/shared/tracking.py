@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -33,15 +34,24 @@ def tracking_uri(config: RunConfig) -> str:
     """Where runs are tracked: tracking.uri, MLFLOW_TRACKING_URI, or the local runner's store.
 
     Raises:
-        InputError: if nothing names a tracking server.
+        InputError: if nothing names a tracking server, or the name holds a password.
     """
-    uri = (
-        config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get(URI_VARIABLE)
-    )
+    uri = _named_uri(config) or os.environ.get(URI_VARIABLE)
     if not uri:
         raise InputError(
             "no MLflow server: set tracking.uri, or MLFLOW_TRACKING_URI in the environment of the "
             "tasks"
+        )
+    return uri
+
+
+def _named_uri(config: RunConfig) -> str:
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if urlsplit(uri).password is not None:
+        raise InputError(
+            "MLFLOW_TRACKING_URI: it is written into results and MLflow, so it must not hold a "
+            "password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for a database "
+            "the environment of its driver (PGPASSWORD)"
         )
     return uri
 
@@ -57,9 +67,9 @@ def check_server(config: RunConfig) -> None:
     A store that is not a server (SQLite, a folder) is made on first use and needs no check.
 
     Raises:
-        InputError: if no server answers, or it refuses the credentials.
+        InputError: if no server answers, it refuses the credentials, or its name holds a password.
     """
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    uri = _named_uri(config)
     if not uri.startswith(("http://", "https://")):
         return
     before = {name: os.environ.get(name) for name in _PROBE}

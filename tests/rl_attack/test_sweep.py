@@ -9,8 +9,9 @@ from backburn.components.preflight.checks import check_run
 from backburn.components.rl_attack.attack import ArmResult, run_arm
 from backburn.components.rl_attack.benign import BenignLoss
 from backburn.components.rl_attack.sweep import Watch, sweep
-from backburn.components.shared.arms import SWEEP_WORST, arm_groups
+from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import (
+    SWEEP_WORST,
     AttackArmConfig,
     AttackConfig,
     ModelConfig,

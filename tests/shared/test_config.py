@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from backburn.components.shared.config import RunConfig, config_schema, configure
 from backburn.components.shared.errors import InputError
+from backburn.components.shared.tracking import check_server, tracking_uri
 from backburn.pipelines.recipes import load_recipe, shipped_arms, shipped_recipes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,3 +131,21 @@ def test_an_unknown_arm_is_named_with_its_place() -> None:
 def test_impossible_arms_are_refused(changes: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_recipe("laptop", [f"attack.arms=[{changes}]"])
+
+
+def test_the_name_of_the_arm_a_sweep_finds_is_taken() -> None:
+    with pytest.raises(InputError, match=r"attack\.arms: sweep-worst is the name of the arm"):
+        load_recipe("smoke", ["attack.arms.0.name=sweep-worst"])
+
+
+def test_a_tracking_server_with_a_password_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(InputError, match=r"tracking\.uri: .* must not hold a password") as caught:
+        load_recipe("smoke", ["tracking.uri=https://me:hidden@mlflow"])
+    assert "hidden" not in str(caught.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hidden@db/mlflow")
+    for asks in (check_server, tracking_uri):
+        with pytest.raises(InputError, match="must not hold a password") as caught:
+            asks(load_recipe("smoke"))
+        assert "hidden" not in str(caught.value)
