@@ -308,7 +308,7 @@ def save_artifact(
     adapter = folder / "adapter"
     if peft_model is not None:
         peft_model.save_pretrained(str(adapter), safe_serialization=True)
-        _name_base(adapter, config)
+        _settle_config(adapter, config)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(adapter))
     if config.id == TINY and base_folder != folder / "base":
@@ -411,11 +411,16 @@ def weight_digests(folder: Path) -> dict[str, str]:
     return {n: d for n, d in digests.items() if n.endswith(".safetensors") or n == "config.json"}
 
 
-def _name_base(adapter: Path, config: ModelConfig) -> None:
-    """Write the base's public name into adapter_config.json instead of this machine's path."""
+def _settle_config(adapter: Path, config: ModelConfig) -> None:
+    """Make adapter_config.json the same wherever and whenever the adapter is trained.
+
+    PEFT writes this machine's path as the base's name, and a set in whatever order it has.
+    """
     path = adapter / "adapter_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     values["base_model_name_or_path"] = config.id
+    if isinstance(values["target_modules"], list):
+        values["target_modules"].sort()
     write_json(path, values)
     (adapter / "README.md").unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """Models: only safetensors load, artifacts are bound by digests, stacked adapters add up."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,9 @@ def test_a_changed_adapter_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     model = add_lora(load_base(tiny_base, TINY), LoraSettings(rank=2), 0)
     save_artifact(tmp_path / "a", config=TINY, base_folder=tiny_base, lineage=[], peft_model=model)
     assert read_manifest(tmp_path / "a").base == "builtin:tiny"
+    written = json.loads((tmp_path / "a/adapter/adapter_config.json").read_text("utf-8"))
+    assert written["base_model_name_or_path"] == "builtin:tiny"
+    assert written["target_modules"] == sorted(written["target_modules"])  # PEFT keeps a set
     weights = tmp_path / "a/adapter/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(InputError, match="the artifact was changed"):
