@@ -157,8 +157,8 @@ class LoraSettings(Section):
     alpha: PositiveFloat = Field(32.0, description="Scale; the update is alpha / r * B A.")
     upper_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0,
-        description="Share of the blocks that get an adapter, the last ones. With half of them "
-        "training takes less time, as no gradient passes the others, and a defence drifts less.",
+        description="Share of the blocks that get an adapter, rounded up: the last ones. No "
+        "gradient passes the others, so training takes less time, and a defence drifts less.",
     )
 
 
@@ -625,8 +625,8 @@ class TrackingConfig(Section):
     def _holds_no_password(cls, value: str | None) -> str | None:
         return _without_password(
             value,
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "MLFLOW_TRACKING_URI for a database",
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for a database the "
+            "environment of its driver (PGPASSWORD)",
         )
 
 

@@ -143,6 +143,44 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
     assert result.phases[-1].slip_rate == pytest.approx(curve[-1]["slip_rate"], rel=1e-3)
 
 
+def test_what_is_measured_on_is_not_trained_on_in_a_role_play_either(
+    tiny_base: Path, toy: Domain, smoke: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    played: list[str] = []
+    set_aside, role_plays = defense.set_aside, defense.role_plays
+
+    def watch_aside(rows: Any) -> Any:
+        train, aside = set_aside(rows)
+        measured.extend(row.id for row in aside)
+        return train, aside
+
+    def watch_plays(rows: Any, share: float, generator: torch.Generator) -> Any:
+        copies = role_plays(rows, share, generator)
+        played.extend(copy.id.removesuffix("-played") for copy in copies)
+        return copies
+
+    monkeypatch.setattr(defense, "set_aside", watch_aside)
+    monkeypatch.setattr(defense, "role_plays", watch_plays)
+    off = [f"defense.{phase}.enabled=false" for phase in ("neutralization", "consolidation")]
+    config = load_recipe("smoke", [*off, "defense.warm_start.steps=1"]).defense
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    data = prompts_of(toy)
+    defend(
+        loaded,
+        config.model_copy(update={"role_plays": 1.0}),
+        data,
+        make_judge(smoke.judges.evaluation, toy.header.rubric),
+        max_tokens=4,
+        seed=0,
+        report=lambda *_: None,
+    )
+    benign = {row.id for row in [*data.near_miss, *data.benign]}
+    assert measured
+    assert benign & set(played)
+    assert not set(measured) & set(played)
+
+
 def test_a_derailed_rejection_goes_on_where_it_left_off() -> None:
     example = Example((1, 2, 3), (10, 11, 12, 13))
     generator = torch.Generator().manual_seed(0)
