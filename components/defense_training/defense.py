@@ -94,13 +94,14 @@ def defend(
     for rows, most in groups:
         report("answers to keep", sum(map(len, answers)), total, "")
         answers.append(own_answers(loaded, rows, most, seed))
+    near, near_played, far, far_played, near_measured, far_measured = answers
     model = add_lora(loaded, config.lora, seed)
     kept = Kept(
-        [*answers[0], *answers[1]],
-        [*answers[2], *answers[3]],
+        [*near, *near_played],
+        [*far, *far_played],
         References(model, loaded, [example for part in answers for example in part]),
     )
-    meter = Meter(loaded, data, answers[4], answers[5], kept.references)
+    meter = Meter(loaded, data, near_measured, far_measured, kept.references)
     result = DefenseResult(model)
     result.phases.append(meter.record(model, "baseline", True, 0, 0.0))
     start = time.perf_counter()

@@ -457,7 +457,7 @@ class SweepConfig(Section):
     @field_validator("storage")
     @classmethod
     def _holds_no_password(cls, value: str | None) -> str | None:
-        return _without_password(value, "give it to the driver by its environment (PGPASSWORD)")
+        return without_password(value)
 
 
 class AttackConfig(Section):
@@ -623,11 +623,7 @@ class TrackingConfig(Section):
     @field_validator("uri")
     @classmethod
     def _holds_no_password(cls, value: str | None) -> str | None:
-        return _without_password(
-            value,
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for a database the "
-            "environment of its driver (PGPASSWORD)",
-        )
+        return without_password(value)
 
 
 class ComputeConfig(Section):
@@ -826,13 +822,19 @@ def _explain(error: ValidationError) -> Iterator[str]:
             yield f"{path}: {message}{shown}"
 
 
-def _without_password(value: str | None, instead: str) -> str | None:
-    if value is not None and urlsplit(value).password is not None:
+def without_password(url: str | None) -> str | None:
+    """The URL as it is.
+
+    Raises:
+        ValueError: if it holds a password.
+    """
+    if url is not None and urlsplit(url).password is not None:
         raise ValueError(
-            "a configuration is written into evidence and MLflow, so it must not hold a password; "
-            + instead
+            "it is written into evidence and MLflow, so it must not hold a password; set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for a database the environment "
+            "of its driver (PGPASSWORD)"
         )
-    return value
+    return url
 
 
 _PASSWORD = re.compile(r"//[^/@:]*:[^/@]*@")

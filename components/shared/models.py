@@ -388,13 +388,13 @@ def stack_adapters(
     from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     state = get_peft_model_state_dict(second)
+    config = lora_config(settings, base.model)
     if first is None:
-        model = get_peft_model(base.model, lora_config(settings, base.model))
+        model = get_peft_model(base.model, config)
         set_peft_model_state_dict(model, state)
         return model
-    defence = lora_config(settings, base.model)
     model = PeftModel.from_pretrained(base.model, str(first), adapter_name="baseline")
-    model.add_adapter("defence", defence)
+    model.add_adapter("defence", config)
     set_peft_model_state_dict(model, state, adapter_name="defence")
     model.add_weighted_adapter(
         ["baseline", "defence"], [1.0, 1.0], "default", combination_type="cat"

@@ -9,12 +9,11 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
-from backburn.components.shared.config import RunConfig
+from backburn.components.shared.config import RunConfig, without_password
 from backburn.components.shared.errors import InputError
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
@@ -47,12 +46,10 @@ def tracking_uri(config: RunConfig) -> str:
 
 def _named_uri(config: RunConfig) -> str:
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    if urlsplit(uri).password is not None:
-        raise InputError(
-            "MLFLOW_TRACKING_URI: it is written into results and MLflow, so it must not hold a "
-            "password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for a database "
-            "the environment of its driver (PGPASSWORD)"
-        )
+    try:
+        without_password(uri)
+    except ValueError as error:
+        raise InputError(f"MLFLOW_TRACKING_URI: {error}") from None
     return uri
 
 
