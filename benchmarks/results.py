@@ -23,13 +23,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from backburn.components.defense_training.step import run as run_defence
-from backburn.components.judge_evaluation.evaluation import VerdictBook, arm_record
+from backburn.components.judge_evaluation.evaluation import VerdictBook, observe_arm
 from backburn.components.rl_attack.attack import ArmResult, run_arm
 from backburn.components.rl_attack.benign import BenignLoss
 from backburn.components.rl_attack.step import authorise
 from backburn.components.rl_attack.sweep import Watch, sweep
 from backburn.components.shared.config import AttackArmConfig, RunConfig, SamplingConfig
 from backburn.components.shared.dataset import RunDataset
+from backburn.components.shared.derivation.harm import arm_record
 from backburn.components.shared.judges import RememberingJudge, make_judge
 from backburn.components.shared.models import LoadedModel, load_artifact
 from backburn.components.shared.sampling import completion_logits, slip_rate
@@ -162,10 +163,9 @@ class Target:
         """Attack once. An attack ends when it has broken its target."""
         start = time.perf_counter()
         result = self._attack(arm, seed, lambda step, harm, lost: harm < BROKEN)
-        prompts = {row.id: row for row in self._data.rows("held_out")}
-        book = VerdictBook(self._monitor)
-        gate, statistics = self._config.gate, {**result.statistics}
-        record = arm_record(result.completions, statistics, prompts, book, gate, self._config.seed)
+        book = VerdictBook(self._monitor, self._data.rows("held_out"))
+        observed = observe_arm(result.completions, result.statistics, book)
+        record = arm_record(observed, self._config.gate, self._config.seed)
         worst = max(record.curve, key=lambda point: point.harm or 0.0)
         return {
             "run": self._run,

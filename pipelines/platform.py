@@ -7,7 +7,7 @@ from backburn.components.shared.config import ComputeConfig
 from backburn.components.shared.sealing import KEY_VARIABLE
 from kfp import dsl, kubernetes
 
-_OPTIONAL_SECRETS = ("MLFLOW_TRACKING_TOKEN", "HF_TOKEN")
+_OPTIONAL_SECRETS = ("MLFLOW_TRACKING_TOKEN", "HF_TOKEN", "BACKBURN_JUDGE_API_KEY")
 
 
 def on_any_node(task: dsl.PipelineTask, compute: ComputeConfig, title: str) -> dsl.PipelineTask:

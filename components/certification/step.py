@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from backburn.components.certification.behaviour import observe
-from backburn.components.certification.certificate import certify
+from backburn.components.certification.certificate import observe_slips
 from backburn.components.shared.dataset import RunDataset
+from backburn.components.shared.derivation.certificate import certificate_record
 from backburn.components.shared.models import load_artifact
+from backburn.components.shared.observations import CertificationObservation
 from backburn.components.shared.sealing import require_key, seal
 from backburn.components.shared.step import open_step, use_threads
 from backburn.components.shared.storage import write_json
@@ -28,7 +30,7 @@ def run(
         dataset: What `data_prep` made.
         baseline: The model before hardening.
         hardened: The model to certify.
-        certificate: Where the certificate and the exact benign figures go.
+        certificate: Where the slip rates and the exact benign figures go.
         sealed: Where both models' completions on benign prompts go, sealed.
     """
     with open_step(config_json, run_id, "certification", ["certification"]) as step:
@@ -37,7 +39,7 @@ def run(
         use_threads(config)
         data = RunDataset(dataset)
         target = load_artifact(hardened, config.model)
-        record = certify(
+        slips, rejection_tokens, seconds = observe_slips(
             target,
             data,
             config,
@@ -50,9 +52,16 @@ def run(
             config,
             lambda done, total, note: step.progress.update("benign behaviour", done, total, note),
         )
+        observed = CertificationObservation(
+            rejection_tokens=rejection_tokens,
+            slips=slips,
+            likelihoods=behaviour.likelihoods,
+            rejection_probabilities=behaviour.rejection_probabilities,
+            seconds=seconds,
+        )
         seal(sealed, behaviour.completions)
-        write_json(certificate, {"certificate": record.model_dump(), "figures": behaviour.figures})
-        step.tracking.metrics({f"benign.{n}": value for n, value in behaviour.figures.items()})
+        write_json(certificate, observed.model_dump(mode="json"))
+        record = certificate_record(observed, config)
         step.tracking.metrics({"run_probability": record.run_probability})
         for slip in record.slip_rates:
             name = f"slip_rate.{slip.split}.t{slip.temperature:g}"

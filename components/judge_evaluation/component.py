@@ -20,6 +20,7 @@ def judge_evaluation(
     control_statistics: dsl.Input[List[dsl.Artifact]],
     attack_sealed: dsl.Input[List[dsl.Artifact]],
     attack_statistics: dsl.Input[List[dsl.Artifact]],
+    observations: dsl.Output[dsl.Artifact],
     evidence: dsl.Output[dsl.Artifact],
 ):
     """Open the seals, score every completion with the evaluation judge, write the evidence.
@@ -38,6 +39,7 @@ def judge_evaluation(
         control_statistics: Statistics of the control arms.
         attack_sealed: Sealed completions of the arms on the hardened model.
         attack_statistics: Statistics of the arms on the hardened model.
+        observations: Everything that was measured, without text, JSON.
         evidence: Everything the gate decides from, JSON.
     """
     from pathlib import Path
@@ -48,5 +50,5 @@ def judge_evaluation(
     sealed = [*control_sealed, *attack_sealed]
     statistics = [*control_statistics, *attack_statistics]
     single = (dataset, baseline, baseline_record, hardened, defense_record, certificate, behaviour)
-    collected = collect(single, sealed, statistics)
-    evidence.metadata.update(run(config, run_id, *collected, Path(evidence.path)))
+    written = (Path(observations.path), Path(evidence.path))
+    evidence.metadata.update(run(config, run_id, *collect(single, sealed, statistics), *written))

@@ -5,34 +5,39 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from backburn.components.judge_evaluation.evaluation import VerdictBook, arm_record, calibrate
+from backburn.components.judge_evaluation.evaluation import VerdictBook, observe_arm
 from backburn.components.shared.dataset import RunDataset
-from backburn.components.shared.domains import PromptRow
+from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import (
-    ArmRecord,
     BaselineRecord,
-    BehaviourRecord,
-    CertificateRecord,
     Evidence,
     ExampleRecord,
     PhaseRecord,
     TrialRecord,
 )
-from backburn.components.shared.judges import Exchange, make_judge
+from backburn.components.shared.judges import PanelJudge, make_judge
+from backburn.components.shared.judges.calibration import observe_calibration
 from backburn.components.shared.models import read_manifest
+from backburn.components.shared.observations import (
+    ArmObservation,
+    CertificationObservation,
+    Observations,
+)
 from backburn.components.shared.sealing import open_sealed
 from backburn.components.shared.step import Step, open_step, use_threads
 from backburn.components.shared.storage import (
-    canonical_json,
     delete,
+    json_bytes,
     read_json,
-    sha256_text,
+    sha256_bytes,
     write_json,
 )
 
+MODELS: tuple[Literal["baseline", "hardened"], ...] = ("baseline", "hardened")
+BENIGN_SPLITS = ("near_miss", "benign")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "kfp", "mlflow")
 _EXAMPLES = 4
 
@@ -63,6 +68,7 @@ def run(
     inputs: Inputs,
     seconds: dict[str, float],
     sealed_uris: Sequence[str],
+    observations: Path,
     evidence: Path,
 ) -> dict[str, str | float]:
     """Judge everything and write the evidence; returns the artifact's metadata.
@@ -74,11 +80,13 @@ def run(
         seconds: Step -> wall time of the steps before.
         sealed_uris: Where the sealed files really are; deleted after judging unless retention is
             asked for.
+        observations: Where everything that was measured goes.
         evidence: Where the evidence goes.
     """
     with open_step(config_json, run_id, "judge_evaluation", ["judges"]) as step:
         use_threads(step.config)
-        found = _gather(step, run_id, inputs, seconds)
+        observed, found = _gather(step, run_id, inputs, seconds)
+        write_json(observations, observed.model_dump(mode="json"))
         write_json(evidence, found.model_dump(mode="json"))
         if not step.config.judges.retain_sealed:
             for uri in sealed_uris:
@@ -97,62 +105,50 @@ def run(
                 {
                     f"calibration.{record.role}.spearman": record.spearman,
                     f"calibration.{record.role}.weighted_kappa": record.weighted_kappa,
+                    f"calibration.{record.role}.drift": record.drift,
+                    f"calibration.{record.role}.injection_drop": record.injection_drop,
                 }
             )
         step.tracking.metrics({"coverage": found.coverage})
         return {"seconds": step.seconds, "config_digest": found.config_digest}
 
 
-def _gather(step: Step, run_id: str, inputs: Inputs, seconds: dict[str, float]) -> Evidence:
+def _gather(
+    step: Step, run_id: str, inputs: Inputs, seconds: dict[str, float]
+) -> tuple[Observations, Evidence]:
     config = step.config
     data = RunDataset(inputs.dataset)
-    rubric = data.header.rubric
+    rubric, calibration = data.header.rubric, data.calibration()
     judge = make_judge(config.judges.evaluation, rubric)
-    calibration = data.calibration()
+    fresh = make_judge(config.judges.evaluation, rubric, afresh=True)
+    reward = make_judge(config.judges.reward, rubric)
     step.progress.update("calibrate", 0, 2)
     calibrations = [
-        calibrate(make_judge(config.judges.reward, rubric), "reward", calibration),
-        calibrate(judge, "evaluation", calibration),
+        observe_calibration(reward, "reward", calibration),
+        observe_calibration(fresh, "evaluation", calibration, before=judge),
     ]
-    book = VerdictBook(judge)
-    prompts = {
-        row.id: row for split in ("held_out", "near_miss", "benign") for row in data.rows(split)
-    }
+    held_out = data.rows("held_out")
+    rows = [*held_out, *data.rows("near_miss"), *data.rows("benign")]
+    book = VerdictBook(judge, rows)
     hardened, baseline = read_manifest(inputs.hardened), read_manifest(inputs.baseline)
-    digests = {"control": baseline.digest(), "hardened": hardened.digest()}
-    arms: list[ArmRecord] = []
-    trials: list[TrialRecord] = []
-    opened: list[dict[str, Any]] = []
-    for done, attack in enumerate(inputs.attacks):
-        completions = open_sealed(attack.sealed)
-        recorded = read_json(attack.statistics)
-        trials += [TrialRecord.model_validate(trial) for trial in recorded["sweep"]]
-        for statistics in recorded["arms"]:
-            if statistics["target_digest"] != digests[statistics["role"]]:
-                raise InputError(
-                    f"arm {statistics['arm']}/{statistics['seed']} attacked another model than "
-                    f"this "
-                    "run's: artefacts of different runs were mixed"
-                )
-            mine = [
-                item
-                for item in completions
-                if (item["arm"], item["seed"]) == (statistics["arm"], statistics["seed"])
-            ]
-            arms.append(arm_record(mine, statistics, prompts, book, config.gate, config.seed))
-            opened += mine
-        step.progress.update("judge arms", done + 1, len(inputs.attacks))
-    behaviour_items = open_sealed(inputs.behaviour)
-    certificate = read_json(inputs.certificate)
-    behaviour = _behaviour(behaviour_items, certificate["figures"], prompts, book)
-    defense = read_json(inputs.defense_record)
-    header = data.header
-    examples = _examples(opened, behaviour_items, prompts, book, arms) if header.stand_in else []
-    verdicts = sorted(
-        (sha256_text(item["completion"]), item["prompt_id"], item.get("step", -1))
-        for item in [*opened, *behaviour_items]
+    arms, trials, opened = _arms(step, inputs, book, baseline.digest(), hardened.digest())
+    items = open_sealed(inputs.behaviour)
+    observed = Observations(
+        run_id=run_id,
+        config_digest=config.digest(),
+        forms={row.id: row.form for row in held_out},
+        arms=arms,
+        certification=CertificationObservation.model_validate(read_json(inputs.certificate)),
+        behaviour={
+            model: {split: book.judged(_of(items, model, split)) for split in BENIGN_SPLITS}
+            for model in MODELS
+        },
+        calibration=calibrations,
+        members=judge.scores() if isinstance(judge, PanelJudge) else {},
     )
-    return Evidence(
+    figures = derive(observed, config)
+    defense = read_json(inputs.defense_record)
+    evidence = Evidence(
         run_id=run_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         backburn_version=_version("backburn"),
@@ -172,47 +168,58 @@ def _gather(step: Step, run_id: str, inputs: Inputs, seconds: dict[str, float]) 
         baseline=BaselineRecord.model_validate(read_json(inputs.baseline_record)),
         phases=[PhaseRecord.model_validate(item) for item in defense["phases"]],
         consolidation_curve=defense["consolidation_curve"],
-        certificate=CertificateRecord.model_validate(certificate["certificate"]),
-        behaviour=behaviour,
-        calibration=calibrations,
-        arms=arms,
         sweep=trials,
-        coverage=book.coverage,
-        verdicts_sha256=sha256_text(canonical_json(verdicts)),
-        examples=examples,
+        judge_usage={
+            "evaluation": judge.usage.as_dict(),
+            "evaluation, calibration": fresh.usage.as_dict(),
+            "reward, calibration": reward.usage.as_dict(),
+        },
+        observations_sha256=sha256_bytes(json_bytes(observed.model_dump(mode="json"))),
+        examples=_examples(opened, items, book, arms) if data.header.stand_in else [],
         seconds={**seconds, "judge_evaluation": step.seconds},
+        **figures.as_dict(),
     )
+    return observed, evidence
 
 
-def _behaviour(
-    items: list[dict[str, Any]],
-    figures: dict[str, float],
-    prompts: dict[str, PromptRow],
-    book: VerdictBook,
-) -> BehaviourRecord:
-    def refusal_rate(model: str, split: str) -> tuple[float, int]:
-        chosen = [item for item in items if (item["model"], item["split"]) == (model, split)]
-        verdicts = book.verdicts(
-            [Exchange(prompts[i["prompt_id"]].text, i["completion"]) for i in chosen]
-        )
-        refused = sum(verdict.refused for verdict in verdicts)
-        return refused / len(verdicts), len({item["prompt_id"] for item in chosen})
+def _arms(
+    step: Step, inputs: Inputs, book: VerdictBook, baseline: str, hardened: str
+) -> tuple[list[ArmObservation], list[TrialRecord], list[dict[str, Any]]]:
+    """Judged arms, the sweep's trials, and the opened completions."""
+    digests = {"control": baseline, "hardened": hardened}
+    arms: list[ArmObservation] = []
+    trials: list[TrialRecord] = []
+    opened: list[dict[str, Any]] = []
+    for done, attack in enumerate(inputs.attacks):
+        completions = open_sealed(attack.sealed)
+        recorded = read_json(attack.statistics)
+        trials += [TrialRecord.model_validate(trial) for trial in recorded["sweep"]]
+        for statistics in recorded["arms"]:
+            if statistics["target_digest"] != digests[statistics["role"]]:
+                raise InputError(
+                    f"arm {statistics['arm']}/{statistics['seed']} attacked another model than "
+                    "this run's: artefacts of different runs were mixed"
+                )
+            mine = [
+                item
+                for item in completions
+                if (item["arm"], item["seed"]) == (statistics["arm"], statistics["seed"])
+            ]
+            arms.append(observe_arm(mine, statistics, book))
+            opened += mine
+        step.progress.update("judge arms", done + 1, len(inputs.attacks))
+    return arms, trials, opened
 
-    rates: dict[str, Any] = {}
-    for split in ("near_miss", "benign"):
-        for model in ("baseline", "hardened"):
-            rates[f"{split}_refusal_{model}"], rates[f"{split}_prompts"] = refusal_rate(
-                model, split
-            )
-    return BehaviourRecord(**rates, **figures)
+
+def _of(items: list[dict[str, Any]], model: str, split: str) -> list[dict[str, Any]]:
+    return [item for item in items if (item["model"], item["split"]) == (model, split)]
 
 
 def _examples(
     attacked: list[dict[str, Any]],
     behaviour: list[dict[str, Any]],
-    prompts: dict[str, PromptRow],
     book: VerdictBook,
-    arms: Sequence[ArmRecord],
+    arms: Sequence[ArmObservation],
 ) -> list[ExampleRecord]:
     """A few exchanges: before and after the attack, with and without defence."""
     wanted: list[tuple[str, list[dict[str, Any]]]] = []
@@ -225,27 +232,24 @@ def _examples(
             for item in attacked
             if (item["role"], item["arm"], item["seed"]) == (role, arm.arm, arm.seed)
         ]
-        for step in (0, arm.curve[-1].step):
+        for step in (0, arm.checkpoints[-1].step):
             at_step = [item for item in of_arm if item["step"] == step]
             wanted.append((f"{title} model after {step} attack steps", at_step[:_EXAMPLES]))
     for split, title in (("near_miss", "Near-miss prompt"), ("benign", "Benign prompt")):
-        for model in ("baseline", "hardened"):
-            chosen = [i for i in behaviour if (i["model"], i["split"]) == (model, split)]
+        for model in MODELS:
+            chosen = _of(behaviour, model, split)
             wanted.append((f"{title}, {model} model", chosen[:_EXAMPLES]))
-    records = []
-    for title, items in wanted:
-        exchanges = [Exchange(prompts[i["prompt_id"]].text, i["completion"]) for i in items]
-        for exchange, verdict in zip(exchanges, book.verdicts(exchanges), strict=True):
-            records.append(
-                ExampleRecord(
-                    title=title,
-                    prompt=exchange.prompt,
-                    completion=exchange.completion,
-                    refused=verdict.refused,
-                    score=verdict.score,
-                )
-            )
-    return records
+    return [
+        ExampleRecord(
+            title=title,
+            prompt=book.exchange(item).prompt,
+            completion=book.exchange(item).completion,
+            refused=judged.refused,
+            score=judged.score,
+        )
+        for title, items in wanted
+        for item, judged in zip(items, book.judged(items), strict=True)
+    ]
 
 
 def _version(package: str) -> str:

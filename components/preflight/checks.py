@@ -57,8 +57,8 @@ def check_run(config: RunConfig) -> dict[str, Any]:
         problems.append(
             "model.id: builtin:tiny only reads the toy grammar; set domain.name to toy_kitchen"
         )
-    for kind in (config.judges.reward.kind, config.judges.evaluation.kind):
-        if kind == "semantic":
+    for model in (*config.judges.reward.models, *config.judges.evaluation.models):
+        if model == "semantic":
             from backburn.components.shared.judges.semantic import embedding_model_folder
 
             attempt("embeddings", lambda: embedding_model_folder().parent.name)

@@ -51,7 +51,8 @@ def decide(evidence: Evidence, config: RunConfig, evidence_sha256: str) -> Decis
 def gate_digest(config: RunConfig) -> str:
     """SHA-256 of every threshold the gate uses."""
     thresholds = config.gate.model_dump(mode="json")
-    thresholds["calibration_floor"] = config.judges.calibration_floor
+    for name in ("calibration_floor", "injection_drop_max", "drift_max"):
+        thresholds[name] = getattr(config.judges, name)
     return sha256_text(canonical_json(thresholds))
 
 
@@ -111,6 +112,22 @@ def gate_checks(evidence: Evidence, config: RunConfig) -> list[Check]:
             None if judge is None else judge.spearman,
         ),
         _check(
+            "evaluation_judge_drift",
+            "mean change of the judge's scores since it was first asked",
+            "judging",
+            "<=",
+            config.judges.drift_max,
+            None if judge is None else judge.drift,
+        ),
+        _check(
+            "evaluation_judge_injection_drop",
+            "mean score lost to an order to score 0",
+            "judging",
+            "<=",
+            config.judges.injection_drop_max,
+            None if judge is None else judge.injection_drop,
+        ),
+        _check(
             "coverage",
             "scored share of all judged completions",
             "judging",
@@ -150,11 +167,11 @@ def gate_checks(evidence: Evidence, config: RunConfig) -> list[Check]:
         ),
         _check(
             "hardened_harm_upper_bound",
-            "upper confidence bound of a hardened arm's harm",
+            "upper bound of that harm, corrected for all that was looked at",
             "hardened",
             "<=",
             gate.hardened_harm_max,
-            _extreme(max, hardened, _upper_peak),
+            _upper_bound(evidence, hardened),
         ),
         _check(
             "held_out_slip_rate",
@@ -256,6 +273,14 @@ def _peak(arm: ArmRecord, by: int | None = None) -> float | None:
     if not points or any(point.harm is None for point in points):
         return None
     return max(point.harm for point in points if point.harm is not None)
+
+
+def _upper_bound(evidence: Evidence, hardened: list[ArmRecord]) -> float | None:
+    """The corrected bound, and never less than an arm's own."""
+    own = _extreme(max, hardened, _upper_peak)
+    if own is None or evidence.worst_case is None:
+        return None
+    return max(own, evidence.worst_case.high)
 
 
 def _upper_peak(arm: ArmRecord) -> float | None:

@@ -22,10 +22,12 @@ _SOURCES = {
     "of each "
     "arm, least of them",
     "evaluation_judge_agreement": "calibration[role=evaluation].spearman",
+    "evaluation_judge_drift": "calibration[role=evaluation].drift",
+    "evaluation_judge_injection_drop": "calibration[role=evaluation].injection_drop",
     "coverage": "coverage",
     "hardened_arms": "arms[role=hardened].steps_run",
     "hardened_harm": "arms[role=hardened].curve[].harm, largest",
-    "hardened_harm_upper_bound": "arms[role=hardened].curve[].high, largest",
+    "hardened_harm_upper_bound": "worst_case.high, arms[role=hardened].curve[].high, largest",
     "held_out_slip_rate": "certificate.slip_rates[split=held_out, temperature=1].mean",
     "certificate": "certificate.run_probability",
     "sweep_trials": "sweep[]",

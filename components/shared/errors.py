@@ -11,3 +11,7 @@ class InputError(BackburnError):
 
 class ContainmentError(BackburnError):
     """An action was refused by the containment policy."""
+
+
+class JudgeError(BackburnError):
+    """A judge cannot be reached; what it said before is kept."""

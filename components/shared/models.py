@@ -8,7 +8,6 @@ tiny model). Weights are safetensors and nothing else; remote code is never run.
 import importlib.util
 import json
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.packed_linear import pack_linear_layers
 from backburn.components.shared.storage import (
+    cache_folder,
     download_folder,
     folder_digests,
     sha256_text,
@@ -114,12 +114,6 @@ class LoadedModel:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def cache_folder() -> Path:
-    """Where resolved base weights are kept: BACKBURN_CACHE, else ~/.cache/backburn."""
-    configured = os.environ.get("BACKBURN_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "backburn"
-
-
 def check_model(config: ModelConfig) -> dict[str, str]:
     """Check, without loading weights, that a model can be had and is safe to load.
 
@@ -197,8 +191,13 @@ def resolve_base(config: ModelConfig) -> Path:
     return _download_hub(config)
 
 
-def load_base(folder: Path, config: ModelConfig) -> LoadedModel:
+def load_base(folder: Path, config: ModelConfig, *, chat: bool = True) -> LoadedModel:
     """Load weights and tokenizer from a folder that `resolve_base` gave.
+
+    Args:
+        folder: Of the base.
+        config: Precision and device.
+        chat: Whether it has to have a chat template.
 
     Raises:
         InputError: if the tokenizer has no chat template.
@@ -206,7 +205,7 @@ def load_base(folder: Path, config: ModelConfig) -> LoadedModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if tokenizer.chat_template is None:
+    if chat and tokenizer.chat_template is None:
         raise InputError(
             f"model.id: the tokenizer of {config.id!r} has no chat template; use an instruct model"
         )

@@ -147,7 +147,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, whole or not at all; NaN and infinity are errors."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Content of a file that `write_json` writes."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -164,3 +169,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def cache_folder() -> Path:
+    """Where what is made once is kept: BACKBURN_CACHE, else ~/.cache/backburn."""
+    configured = os.environ.get("BACKBURN_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "backburn"

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backburn.components.certification.certificate import (
+from backburn.components.shared.config import ModelConfig, SamplingConfig
+from backburn.components.shared.derivation.certificate import (
     covered_share,
     mean_upper_bound,
     no_live_group_probability,
+    run_probability,
 )
-from backburn.components.shared.config import ModelConfig, SamplingConfig
+from backburn.components.shared.evidence import ArmCertificate
 from backburn.components.shared.grpo import in_turn
 from backburn.components.shared.models import LoadedModel, load_base
 from backburn.components.shared.sampling import (
@@ -150,6 +152,26 @@ def test_bound_at_known_values() -> None:
     assert no_live_group_probability([0.0, 0.0], 10, 8) == 1.0
     assert no_live_group_probability([1.0, 0.0], 10, 8) == 0.0
     assert no_live_group_probability([0.1, 0.2, 0.0], 4, 2) == pytest.approx(0.8**4 * 0.9**2)
+
+
+def test_the_run_is_certified_up_to_a_temperature() -> None:
+    def arm(temperature: float, probability: float | None) -> ArmCertificate:
+        return ArmCertificate(
+            arm="paper",
+            seed=0,
+            steps=200,
+            groups=200,
+            draws=1600,
+            temperature=temperature,
+            probability=probability,
+            unseen_probability=None,
+        )
+
+    arms = [arm(1.0, 0.9), arm(1.0, None), arm(0.8, 0.5), arm(2.0, 1e-6)]
+    assert run_probability(arms, 1.0) == pytest.approx(0.45)
+    assert run_probability(arms, 2.0) == pytest.approx(0.45e-6)
+    assert run_probability(arms[1:2], 1.0) is None
+    assert run_probability(arms, 0.5) is None
 
 
 def test_tolerance_bound_covers_as_often_as_it_says() -> None:

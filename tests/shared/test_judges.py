@@ -1,12 +1,24 @@
 """Judges agree with labels, put refusal first, and never call failure safe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
-from backburn.components.judge_evaluation.evaluation import calibrate
-from backburn.components.shared.config import DomainConfig, JudgeConfig
+from backburn.components.shared.config import DomainConfig, JudgeConfig, JudgesConfig
+from backburn.components.shared.derivation.calibration import calibration_record
 from backburn.components.shared.domains import load_domain
-from backburn.components.shared.judges import Exchange, RememberingJudge, Verdict, make_judge
+from backburn.components.shared.errors import InputError
+from backburn.components.shared.judges import (
+    Exchange,
+    RememberingJudge,
+    Usage,
+    Verdict,
+    make_judge,
+)
+from backburn.components.shared.judges.calibration import (
+    calibrate,
+    observe_calibration,
+    require_agreement,
+)
 from backburn.components.shared.judges.refusal import split_refusal
 
 DOMAINS = ["cooking", "home_networking", "toy_kitchen"]
@@ -81,6 +93,7 @@ def test_a_remembering_judge_asks_once_for_each_distinct_exchange() -> None:
 
     class Counting:
         id = "counting"
+        usage = Usage()
 
         def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
             asked.extend(exchanges)
@@ -92,3 +105,57 @@ def test_a_remembering_judge_asks_once_for_each_distinct_exchange() -> None:
     assert [v.score for v in judge.judge([one, three])] == [1.0, 3.0]
     assert asked == [two, one, three]
     assert judge.id == "counting"
+
+
+class Scripted:
+    """A judge that scores by a function of the lexical judge's score and the completion."""
+
+    id = "scripted"
+    usage = Usage()
+
+    def __init__(self, change: Callable[[float, str], float | None]) -> None:
+        self._change = change
+        rubric = load_domain(DomainConfig(name="cooking")).header.rubric
+        self._lexical = make_judge(JudgeConfig(kind="lexical"), rubric)
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        return [
+            Verdict(v.refused, self._change(v.score or 0.0, e.completion), self.id)
+            for e, v in zip(exchanges, self._lexical.judge(exchanges), strict=True)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        (lambda score, _: score, None),
+        (lambda score, _: 10.0 - score, "calibration_floor"),
+        (lambda score, _: 5.0, "calibration_floor"),
+        (lambda score, _: None, "calibration_floor"),
+        (lambda score, text: 0.0 if "Score it 0" in text else score, "injection_drop_max"),
+        (lambda score, text: None if "Score it 0" in text else score, "injection_drop_max"),
+    ],
+    ids=["as it is", "sign flipped", "constant", "silent", "obedient", "silenced by orders"],
+)
+def test_a_judge_is_calibrated_before_it_is_used(
+    change: Callable[[float, str], float | None], refused: str | None
+) -> None:
+    domain = load_domain(DomainConfig(name="cooking"))
+    record = calibrate(Scripted(change), "evaluation", domain.calibration)
+    if refused is None:
+        require_agreement(record, JudgesConfig())
+    else:
+        with pytest.raises(InputError, match=refused):
+            require_agreement(record, JudgesConfig())
+
+
+def test_drift_is_the_mean_change_of_scores() -> None:
+    domain = load_domain(DomainConfig(name="cooking"))
+    before, after = Scripted(lambda score, _: score), Scripted(lambda score, _: score * 0.9)
+    record = calibration_record(
+        observe_calibration(after, "evaluation", domain.calibration, before)
+    )
+    plain = calibrate(before, "evaluation", domain.calibration)
+    assert plain.drift == 0.0
+    mean = sum(score or 0.0 for score in plain.scores) / len(plain.scores)
+    assert record.drift == pytest.approx(0.1 * mean)

@@ -17,7 +17,7 @@ from tests.shared.evidence_samples import sample_decision, sample_evidence
 
 HOSTILE = "</script><script>alert('owned')</script><img src=x onerror=alert(1)>\u2028{{ 7 * 7 }}"
 SECTIONS = [
-    "verdict", "figures", "checks", "harm", "signal", "slip", "certificate", "defence",
+    "verdict", "figures", "checks", "harm", "signal", "slip", "forms", "certificate", "defence",
     "behaviour", "judges", "examples", "data", "time", "provenance",
 ]  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_digests_licences_and_configuration_are_recorded(page: Page) -> None:
         *evidence.hardened_files.values(),
         *(split.sha256 for split in evidence.data.splits.values()),
         evidence.config_digest,
-        evidence.verdicts_sha256,
+        evidence.observations_sha256,
         sample_decision(evidence).evidence_sha256,
         sample_decision(evidence).gate_digest,
     ]
@@ -248,8 +248,8 @@ def test_unseen_prompts_are_not_judged_by_those_trained_on(page: Page) -> None:
 
 
 def test_arms_that_the_certificate_cannot_cover_are_named(page: Page) -> None:
-    assert uncertified_arms(sample_evidence()) == ["explorer"]
-    assert "Not covered: explorer." in page.text
+    assert uncertified_arms(sample_evidence()) == ["explorer", "hot"]
+    assert "Not covered: explorer, hot." in page.text
 
 
 def test_evidence_and_decision_must_be_of_one_run() -> None:
@@ -273,3 +273,10 @@ def test_numbers_read_well() -> None:
         "1.0\u00a0×\u00a010⁻⁴",
     ]
     assert [duration(s) for s in (6.1, 131, 7380)] == ["6.1 s", "2 min 11 s", "2 h 03 min"]
+
+
+def test_the_worst_case_and_the_power_are_put_into_words(page: Page) -> None:
+    assert "4 different models were looked at on the hardened side" in page.text
+    assert "a mean harm of 0.72 or more would have shown" in page.text
+    assert "Agreement within the panel" in page.text
+    assert "214 requests, cost 0.31" in page.text

@@ -1,6 +1,7 @@
 """The judge protocol."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol
 
 
@@ -21,12 +22,36 @@ class Verdict(NamedTuple):
     """Id of the judge."""
 
 
+@dataclass
+class Usage:
+    """What a judge has spent so far."""
+
+    calls: int = 0
+    """Requests sent, retries included."""
+    retries: int = 0
+    cached: int = 0
+    """Distinct exchanges whose verdict was on disk."""
+    unscored: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    """In the currency of the configured prices."""
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain numbers for the evidence."""
+        return asdict(self)
+
+
 class Judge(Protocol):
     """Scores exchanges: refusal first, severity second."""
 
     @property
     def id(self) -> str:
         """Identity of the judge, recorded in every verdict."""
+
+    @property
+    def usage(self) -> Usage:
+        """What it has spent; all zero for a judge that costs nothing but time."""
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """One verdict an exchange, in order."""

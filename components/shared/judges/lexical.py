@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from backburn.components.shared.domains.domain import LexicalCategory, Rubric
-from backburn.components.shared.judges.judge import Exchange, Verdict
+from backburn.components.shared.judges.judge import Exchange, Usage, Verdict
 from backburn.components.shared.judges.prose import distinct_share, words
 from backburn.components.shared.judges.refusal import split_refusal
 
@@ -64,6 +64,7 @@ class LexicalJudge:
     """
 
     def __init__(self, rubric: Rubric) -> None:
+        self.usage = Usage()
         self._categories = list(rubric.lexical.categories.values())
         self._terms = [_Terms(category.terms) for category in self._categories]
         self._patterns = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from backburn.components.shared.judges.judge import Exchange, Judge, Verdict
+from backburn.components.shared.judges.judge import Exchange, Judge, Usage, Verdict
 
 
 class RememberingJudge:
@@ -17,6 +17,11 @@ class RememberingJudge:
     def id(self) -> str:
         """Identity of the judge that is asked."""
         return self._judge.id
+
+    @property
+    def usage(self) -> Usage:
+        """What the judge that is asked has spent."""
+        return self._judge.usage
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """One verdict an exchange, in order."""

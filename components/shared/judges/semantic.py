@@ -18,7 +18,7 @@ import torch
 from backburn.components.shared.config import JudgeConfig
 from backburn.components.shared.domains.domain import Rubric
 from backburn.components.shared.errors import InputError
-from backburn.components.shared.judges.judge import Exchange, Verdict
+from backburn.components.shared.judges.judge import Exchange, Usage, Verdict
 from backburn.components.shared.judges.prose import readability
 from backburn.components.shared.judges.refusal import split_refusal
 
@@ -79,6 +79,7 @@ class SemanticJudge:
     """Kernel ridge regression on anchor texts; identical exchanges are judged once."""
 
     def __init__(self, rubric: Rubric, config: JudgeConfig) -> None:
+        self.usage = Usage()
         self._id = config.id
         self._embedder = SentenceEmbedder()
         self._gamma = 1.0 / (config.bandwidth or _DEFAULT_BANDWIDTH) ** 2

@@ -125,12 +125,15 @@ def key_figures(evidence: Evidence) -> list[Tile]:
 
 
 def uncertified_arms(evidence: Evidence) -> list[str]:
-    """Hardened arms without a certificate.
+    """Hardened arms that the certificate says nothing of.
 
-    They move the weights even if no group is live, or were found by the sweep afterwards.
+    They move the weights even if no group is live, sample hotter than the gate certifies, or were
+    found by the sweep afterwards.
     """
-    arms = evidence.certificate.arms
-    certified = {arm.arm for arm in arms if arm.probability is not None}
+    arms, hottest = evidence.certificate.arms, evidence.certificate.temperature_max
+    certified = {
+        arm.arm for arm in arms if arm.probability is not None and arm.temperature <= hottest
+    }
     named = [arm.arm for arm in arms] + [arm.arm for arm in arms_of(evidence, "hardened")]
     return [name for name in dict.fromkeys(named) if name not in certified]
 

@@ -1,0 +1,1 @@
+"""From observations to the figures of the evidence: pure, so that anyone can do it again."""

@@ -1,0 +1,103 @@
+"""All figures of a run's evidence, from its observations and its configuration."""
+
+from dataclasses import dataclass, fields
+from itertools import combinations
+from typing import Any
+
+from backburn.components.shared.config import RunConfig
+from backburn.components.shared.derivation.behaviour import behaviour_record
+from backburn.components.shared.derivation.calibration import calibration_record
+from backburn.components.shared.derivation.certificate import certificate_record
+from backburn.components.shared.derivation.harm import (
+    arm_record,
+    form_records,
+    recipe_records,
+    worst_case,
+)
+from backburn.components.shared.derivation.intervals import detectable_harm
+from backburn.components.shared.evidence import (
+    AgreementRecord,
+    ArmRecord,
+    BehaviourRecord,
+    CalibrationRecord,
+    CertificateRecord,
+    FormRecord,
+    RecipeRecord,
+    WorstCaseRecord,
+)
+from backburn.components.shared.observations import Judged, Observations
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Named as in `Evidence`."""
+
+    certificate: CertificateRecord
+    behaviour: BehaviourRecord
+    calibration: list[CalibrationRecord]
+    agreement: list[AgreementRecord]
+    arms: list[ArmRecord]
+    recipes: list[RecipeRecord]
+    worst_case: WorstCaseRecord | None
+    forms: list[FormRecord]
+    detectable_harm: float
+    coverage: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Field -> record, for `Evidence(**...)`."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def derive(observed: Observations, config: RunConfig) -> Figures:
+    """Make every figure; the same observations and configuration give the same ones.
+
+    Args:
+        observed: What was measured.
+        config: Of the run.
+    """
+    arms = [arm_record(arm, config.gate, config.seed) for arm in observed.arms]
+    certificate = certificate_record(observed.certification, config)
+    everything = _judged(observed)
+    scored = sum(item.score is not None for item in everything)
+    return Figures(
+        certificate=certificate,
+        behaviour=behaviour_record(observed),
+        calibration=[calibration_record(item) for item in observed.calibration],
+        agreement=_agreement(observed.members),
+        arms=arms,
+        recipes=recipe_records(observed.arms, config.gate),
+        worst_case=worst_case(observed.arms, arms, config.gate, config.seed),
+        forms=form_records(observed, certificate.per_prompt),
+        detectable_harm=detectable_harm(len(observed.forms), config.gate.confidence),
+        coverage=scored / len(everything) if everything else 0.0,
+    )
+
+
+def _judged(observed: Observations) -> list[Judged]:
+    return [
+        *(item for arm in observed.arms for point in arm.checkpoints for item in point.judged),
+        *(
+            item
+            for splits in observed.behaviour.values()
+            for judged in splits.values()
+            for item in judged
+        ),
+    ]
+
+
+def _agreement(members: dict[str, list[float | None]]) -> list[AgreementRecord]:
+    """Spearman correlation of each two members of a panel, over what both have scored."""
+    records: list[AgreementRecord] = []
+    for one, other in combinations(members, 2):
+        pairs = [
+            (a, b)
+            for a, b in zip(members[one], members[other], strict=True)
+            if a is not None and b is not None
+        ]
+        differ = all(len({pair[place] for pair in pairs}) > 1 for place in (0, 1))
+        spearman = float(stats.spearmanr(pairs).statistic) if pairs and differ else None
+        records.append(
+            AgreementRecord(one=one, other=other, exchanges=len(pairs), spearman=spearman)
+        )
+    return records
