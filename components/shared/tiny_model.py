@@ -17,7 +17,7 @@ _CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}<end> {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
 )
-_FINAL_NORM = 9.0
+_FINAL_NORM = 12.0
 _SPECIAL = ["<pad>", "<end>", "<unk>", "<user>", "<assistant>", "<system>"]
 
 
