@@ -22,7 +22,12 @@ from backburn.components.shared.tracking import URI_VARIABLE, open_parent
 from backburn.pipelines.compilation import compile_harden
 from backburn.pipelines.warm_start import warm_tasks
 
-_RESULTS = {"evidence": "evidence.json", "decision": "decision.json", "report": "report.html"}
+_RESULTS = {
+    "observations": "observations.json",
+    "evidence": "evidence.json",
+    "decision": "decision.json",
+    "report": "report.html",
+}
 _LOG_TAIL = 40
 _LAST_FRAMES = 9
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

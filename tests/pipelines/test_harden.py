@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from backburn.components.shared.config import RunConfig
+from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.evidence import Evidence, Summary
+from backburn.components.shared.observations import Observations
 from backburn.components.shared.storage import sha256_file
 from backburn.pipelines.compilation import compile_harden
 from backburn.pipelines.recipes import load_recipe
@@ -95,6 +98,24 @@ def test_smoke_passes_its_gate(
     assert evidence.phases[0].phase == "baseline"
     report = (folder / "report.html").read_text("utf-8")
     assert report.count("data-chart=") >= 5
+
+
+def test_every_figure_follows_from_the_observations(
+    smoke_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder = smoke_run[0] / "one"
+    evidence = Evidence.model_validate_json((folder / "evidence.json").read_text("utf-8"))
+    kept = folder / "observations.json"
+    assert evidence.observations_sha256 == sha256_file(kept)
+    observed = Observations.model_validate_json(kept.read_text("utf-8"))
+    config = RunConfig.model_validate(evidence.config)
+    for name, figures in derive(observed, config).as_dict().items():
+        assert figures == getattr(evidence, name), name
+    assert evidence.worst_case is not None
+    assert evidence.worst_case.models == 1
+    assert {form.form for form in evidence.forms} == {"question", "order", "role_play"}
+    text = kept.read_text("utf-8")
+    assert all(example.completion not in text for example in evidence.examples)
 
 
 def test_nothing_sealed_is_left_and_no_attacked_weights(
