@@ -228,15 +228,19 @@ def arms() -> None:
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(help="config, evidence, decision or summary.")] = "config",
+    kind: Annotated[
+        str, typer.Argument(help="config, evidence, observations, decision or summary.")
+    ] = "config",
 ) -> None:
     """Print the JSON schema of the configuration or of a result file."""
     from backburn.components.shared import evidence
     from backburn.components.shared.config import config_schema
+    from backburn.components.shared.observations import Observations
 
     kinds: dict[str, Any] = {
         "config": config_schema,
         "evidence": evidence.Evidence.model_json_schema,
+        "observations": Observations.model_json_schema,
         "decision": evidence.Decision.model_json_schema,
         "summary": evidence.Summary.model_json_schema,
     }
