@@ -84,6 +84,7 @@ def run(
 
     from backburn.pipelines import runner
     from backburn.pipelines.console import Watcher, print_summary
+    from backburn.pipelines.warm_start import stop_tasks
 
     identity = run_id or runner.new_run_id(recipe)
     try:
@@ -97,15 +98,23 @@ def run(
         f"Run [bold]{identity}[/] ({recipe}: {config.model.id}, domain {config.domain_name})"
     )
     console.print(f"Folder {folder.root}; log {folder.log}", highlight=False)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with Watcher(folder.events, console):
-            summary = runner.run_local(config, identity, folder)
-    except KeyboardInterrupt:
+    watcher = Watcher(folder.events, console)
+
+    def interrupted(signum: int, frame: Any) -> None:
+        # Here and not by an exception: one raised in a library's callback or thread can be lost.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop_tasks()
+        watcher.__exit__(None, None, None)  # gives the terminal its cursor back
         runner.discard_unfinished(folder)
         _console(stderr=True).print(f"\nInterrupted; no result was written. Log: {folder.log}")
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)
+
+    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGTERM, interrupted)
+    with watcher:
+        summary = runner.run_local(config, identity, folder)
     print_summary(summary, folder.root, console)
     raise typer.Exit(summary.exit_code)
 
@@ -260,10 +269,6 @@ def seal_key() -> None:
 def _settle_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def main() -> None:

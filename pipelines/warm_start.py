@@ -13,7 +13,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ _PRELOADED = [
     "backburn.components.promotion.step",
 ]
 _PROGRAM_POSITION = 3
+_PATIENCE_SECONDS = 10
 _MARKER = "kfp.dsl.executor_main"
 
 
@@ -42,7 +42,6 @@ def warm_tasks(log: Path) -> Iterator[None]:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    running: set[BaseProcess] = set()
     lock = threading.Lock()
     original = handler.run_local_subprocess
 
@@ -56,10 +55,7 @@ def warm_tasks(log: Path) -> Iterator[None]:
         )
         with lock:
             task.start()
-            running.add(task)
         task.join()
-        with lock:
-            running.discard(task)
         return int(task.exitcode or 0)
 
     handler.run_local_subprocess = run_warm
@@ -67,13 +63,18 @@ def warm_tasks(log: Path) -> Iterator[None]:
         yield
     finally:
         handler.run_local_subprocess = original
-        with lock:
-            for task in running:
-                task.terminate()
-        for task in list(running):
-            task.join(timeout=10)
-            if task.is_alive():
-                task.kill()
+        stop_tasks()
+
+
+def stop_tasks() -> None:
+    """End every task that is running here, at once."""
+    tasks = multiprocessing.active_children()
+    for task in tasks:
+        task.terminate()
+    for task in tasks:
+        task.join(timeout=_PATIENCE_SECONDS)
+        if task.is_alive():
+            task.kill()
 
 
 def _execute(

@@ -190,7 +190,8 @@ def test_a_finished_report_renders_again_and_changed_evidence_does_not(
     assert "changed since the decision" in changed.stderr.replace("\n", " ")
 
 
-def test_interrupt_leaves_no_result(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole_group", [True, False], ids=["all processes", "the command alone"])
+def test_interrupt_leaves_no_result(tmp_path: Path, whole_group: bool) -> None:
     command = [
         sys.executable,
         "-m",
@@ -214,9 +215,15 @@ def test_interrupt_leaves_no_result(tmp_path: Path) -> None:
         if events.is_file() and "train from scratch" in events.read_text("utf-8"):
             break
         time.sleep(0.2)
-    os.killpg(task.pid, signal.SIGINT)
+    if whole_group:
+        os.killpg(task.pid, signal.SIGINT)
+    else:
+        os.kill(task.pid, signal.SIGTERM)
     task.communicate(timeout=60)
     assert task.returncode == 130
+    written = events.stat().st_size
+    time.sleep(1)
+    assert events.stat().st_size == written  # no task goes on
     left = {path.name for path in (tmp_path / "runs/cut").iterdir()}
     assert "INTERRUPTED" in left
     assert not left & {"summary.json", "evidence.json", "decision.json", "report.html", "artifacts"}
