@@ -196,6 +196,52 @@ def report(
 
 
 @app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, or the folder of a finished run.")],
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Public key (PEM) that must have signed; see `backburn signing-key`."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A model's folder, holding `adapter`: are these the tested weights?"),
+    ] = None,
+) -> None:
+    """Check a run's evidence without its model: signature, files, every figure, the decision.
+
+    Figures are made again from the observations and compared bit for bit. Exit code: 0 the
+    bundle is sound (whatever its gate said), 1 it is not, 2 it is no bundle.
+    """
+    from backburn.components.promotion.verification import verify_bundle
+
+    found = verify_bundle(bundle, None if key is None else _read_key(key), model)
+    console = _console()
+    for finding in found.findings:
+        mark = "[green]✓[/]" if finding.holds else "[bold red]✗[/]"
+        note = f"  [dim]{_plain(finding.note)}[/]" if finding.note else ""
+        console.print(f"{mark} {finding.question}{note}", highlight=False)
+        for problem in finding.problems:
+            console.print(f"    {_plain(problem)}", highlight=False, soft_wrap=True)
+    if not found.sound:
+        console.print("[bold red]Not sound[/]: nothing in this bundle can be relied on.")
+        raise typer.Exit(1)
+    assert found.decision is not None
+    assert found.evidence is not None
+    console.print(
+        f"[bold green]Sound[/]: run {found.decision.run_id}, model "
+        f"{found.evidence.hardened_digest[:16]}, gate {found.decision.outcome}.",
+        highlight=False,
+    )
+
+
+def _read_key(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--key {path}: cannot be read as a public key: {error}") from error
+
+
+@app.command()
 def domains() -> None:
     """List the shipped stand-in domains."""
     from backburn.components.shared.config import DomainConfig
@@ -238,11 +284,13 @@ def arms() -> None:
 @app.command()
 def schema(
     kind: Annotated[
-        str, typer.Argument(help="config, evidence, observations, decision or summary.")
+        str,
+        typer.Argument(help="config, attestation, evidence, observations, decision or summary."),
     ] = "config",
 ) -> None:
     """Print the JSON schema of the configuration or of a result file."""
     from backburn.components.shared import evidence
+    from backburn.components.shared.attestation import Statement
     from backburn.components.shared.config import config_schema
     from backburn.components.shared.observations import Observations
 
@@ -252,6 +300,7 @@ def schema(
         "observations": Observations.model_json_schema,
         "decision": evidence.Decision.model_json_schema,
         "summary": evidence.Summary.model_json_schema,
+        "attestation": Statement.model_json_schema,
     }
     if kind not in kinds:
         raise InputError(f"no schema {kind!r}; there are {', '.join(kinds)}")
@@ -264,6 +313,24 @@ def seal_key() -> None:
     from backburn.components.shared.sealing import new_key
 
     typer.echo(new_key())
+
+
+@app.command("signing-key")
+def signing_key(
+    public: Annotated[
+        Path | None, typer.Option(help="File for the public key, which `verify --key` wants.")
+    ] = None,
+) -> None:
+    """Print a new key for BACKBURN_SIGNING_KEY, to be put into a Kubernetes Secret."""
+    from backburn.components.shared.signing import new_key, public_key_of
+    from backburn.components.shared.storage import write_text
+
+    key = new_key()
+    if public is not None:
+        if public.exists():
+            raise InputError(f"--public {public}: exists already; give a new file")
+        write_text(public, public_key_of(key))
+    typer.echo(key)
 
 
 def _settle_environment() -> None:
@@ -287,10 +354,10 @@ def main() -> None:
         sys.exit(1)
 
 
-def _plain(error: Exception) -> str:
+def _plain(text: object) -> str:
     from rich.markup import escape
 
-    return escape(str(error))
+    return escape(str(text))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from backburn.components.promotion.component import promotion
 from backburn.components.rl_attack.component import rl_attack
 from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import RunConfig
-from backburn.pipelines.platform import on_any_node, on_model_node
+from backburn.pipelines.platform import may_sign, on_any_node, on_model_node
 from kfp import dsl
 
 
@@ -51,6 +51,7 @@ def build_harden(settings: RunConfig):
                 compute,
                 "Preflight",
             )
+            may_sign(checked, compute)
             data = on_any_node(data_prep(config=config, run_id=run_id), compute, "Prepare data")
             data.after(checked)
             dataset = data.outputs["dataset"]
@@ -118,15 +119,17 @@ def build_harden(settings: RunConfig):
                 compute,
                 "Judge",
             )
-            on_any_node(
+            decided = on_any_node(
                 promotion(
                     config=config,
                     run_id=run_id,
+                    observations=judged.outputs["observations"],
                     evidence=judged.outputs["evidence"],
                     hardened=defended.outputs["hardened"],
                 ),
                 compute,
                 "Gate and register",
             )
+            may_sign(decided, compute)
 
     return harden

@@ -3,8 +3,8 @@
 The one place that sets them. They matter on a cluster; local runs ignore them.
 """
 
+from backburn.components.shared import sealing, signing
 from backburn.components.shared.config import ComputeConfig
-from backburn.components.shared.sealing import KEY_VARIABLE
 from kfp import dsl, kubernetes
 
 _OPTIONAL_SECRETS = ("MLFLOW_TRACKING_TOKEN", "HF_TOKEN", "BACKBURN_JUDGE_API_KEY")
@@ -21,9 +21,9 @@ def on_any_node(task: dsl.PipelineTask, compute: ComputeConfig, title: str) -> d
     task.set_memory_limit(compute.memory)
     if compute.retries:
         task.set_retry(compute.retries, backoff_duration="30s", backoff_factor=2.0)
-    kubernetes.use_secret_as_env(task, compute.secret_name, {KEY_VARIABLE: KEY_VARIABLE})
+    kubernetes.use_secret_as_env(task, compute.secret_name, _same(sealing.KEY_VARIABLE))
     kubernetes.use_secret_as_env(
-        task, compute.secret_name, {name: name for name in _OPTIONAL_SECRETS}, optional=True
+        task, compute.secret_name, _same(*_OPTIONAL_SECRETS), optional=True
     )
     return task
 
@@ -38,3 +38,13 @@ def on_model_node(task: dsl.PipelineTask, compute: ComputeConfig, title: str) ->
     for key in compute.toleration_keys:
         kubernetes.add_toleration(task, key=key, operator="Exists", effect="NoSchedule")
     return task
+
+
+def may_sign(task: dsl.PipelineTask, compute: ComputeConfig) -> None:
+    """Give a task the key that signs evidence; tasks that run a model never get it."""
+    kubernetes.use_secret_as_env(task, compute.secret_name, _same(signing.KEY_VARIABLE))
+
+
+def _same(*names: str) -> dict[str, str]:
+    """Keys of a Secret become variables of the same names."""
+    return {name: name for name in names}

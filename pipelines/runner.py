@@ -12,22 +12,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from backburn.components.shared import sealing, signing
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import BackburnError
 from backburn.components.shared.evidence import Summary
 from backburn.components.shared.progress import EVENTS_VARIABLE
-from backburn.components.shared.sealing import KEY_VARIABLE, new_key
 from backburn.components.shared.storage import write_bytes, write_json
 from backburn.components.shared.tracking import URI_VARIABLE, open_parent
 from backburn.pipelines.compilation import compile_harden
 from backburn.pipelines.warm_start import warm_tasks
 
-_RESULTS = {
-    "observations": "observations.json",
-    "evidence": "evidence.json",
-    "decision": "decision.json",
-    "report": "report.html",
-}
+_RESULTS = (
+    "observations.json",
+    "evidence.json",
+    "decision.json",
+    "report.html",
+    "README.md",
+    "attestation.json",
+)
 _LOG_TAIL = 40
 _LAST_FRAMES = 9
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -123,19 +125,19 @@ def run_local(config: RunConfig, run_id: str, folder: RunFolder) -> Summary:
 
 
 def _collect(folder: RunFolder, seconds: float) -> Summary:
-    """Copy report, evidence and decision out of KFP's artifacts; the summary goes last."""
-    found = {path.name: path for path in folder.artifacts.rglob("*") if path.is_file()}
-    for name, target in _RESULTS.items():
-        write_bytes(folder.root / target, _artifact(folder, name, found).read_bytes())
-    text = _artifact(folder, "summary", found).read_text(encoding="utf-8")
+    """Copy the bundle out of KFP's artifacts; the summary goes last."""
+    bundle = _artifact(folder, "bundle")
+    for name in _RESULTS:
+        write_bytes(folder.root / name, (bundle / name).read_bytes())
+    text = _artifact(folder, "summary").read_text(encoding="utf-8")
     summary = Summary.model_validate_json(text)
     summary = summary.model_copy(update={"seconds": {**summary.seconds, "total": seconds}})
     write_json(folder.summary, summary.model_dump(mode="json"))
     return summary
 
 
-def _artifact(folder: RunFolder, name: str, found: dict[str, Path]) -> Path:
-    path = found.get(name)
+def _artifact(folder: RunFolder, name: str) -> Path:
+    path = next(folder.artifacts.glob(f"*/promotion/{name}"), None)
     if path is None:
         raise RunFailed(f"the pipeline ended without its {name}; see {folder.log}")
     return path
@@ -143,7 +145,7 @@ def _artifact(folder: RunFolder, name: str, found: dict[str, Path]) -> Path:
 
 @contextlib.contextmanager
 def _environment(folder: RunFolder) -> Iterator[None]:
-    """Variables the tasks read; the seal's key exists only as long as the run."""
+    """Variables the tasks read; keys that are not given exist only as long as the run."""
     database = (folder.root.parent / "mlflow.db").resolve()
     values = {
         EVENTS_VARIABLE: str(folder.events.resolve()),
@@ -153,8 +155,9 @@ def _environment(folder: RunFolder) -> Iterator[None]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore",
     }
-    if KEY_VARIABLE not in os.environ:
-        values[KEY_VARIABLE] = new_key()
+    for keys in (sealing, signing):
+        if keys.KEY_VARIABLE not in os.environ:
+            values[keys.KEY_VARIABLE] = keys.new_key()
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -214,7 +217,7 @@ def _continuation(lines: list[str]) -> list[str]:
 
 def discard_unfinished(folder: RunFolder) -> None:
     """Remove what would read as a result after an interrupted run; logs and progress stay."""
-    for name in (*_RESULTS.values(), folder.summary.name):
+    for name in (*_RESULTS, folder.summary.name):
         (folder.root / name).unlink(missing_ok=True)
     shutil.rmtree(folder.artifacts, ignore_errors=True)
     (folder.root / "INTERRUPTED").write_text(

@@ -1,6 +1,8 @@
 """What several tests share: quiet libraries, a seal key, and one tiny aligned model a session."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,19 +13,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from backburn.components.shared import sealing, signing
 from backburn.components.shared.config import DomainConfig, RunConfig
 from backburn.components.shared.domains import Domain, load_domain
 from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.refusal_training import align, refusal_examples
-from backburn.components.shared.sealing import KEY_VARIABLE, new_key
 from backburn.components.shared.supervised import References, own_answers
 from backburn.components.shared.tiny_model import train_tiny_model
 from backburn.pipelines.recipes import load_recipe
 
 
 @pytest.fixture(autouse=True)
-def _sealing_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, new_key())
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for keys in (sealing, signing):
+        monkeypatch.setenv(keys.KEY_VARIABLE, keys.new_key())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,3 +65,23 @@ def align_tiny(loaded: LoadedModel, toy: Domain, config: RunConfig, seed: int) -
     references = References(model, loaded, kept)
     align(model, loaded, config.baseline, refusals, kept, references, seed, lambda *_: None)
     return LoadedModel(model.merge_and_unload().eval(), loaded.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def smoke_run(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("smoke")
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("BACKBURN_", "MLFLOW_R"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "backburn.pipelines.cli", "run", "-r", "smoke", "--run-id", "one"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    return folder / "runs", done

@@ -1,9 +1,7 @@
 """The judge_evaluation step: open the seals, judge, and bind everything into one evidence file."""
 
-import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +24,7 @@ from backburn.components.shared.observations import (
     CertificationObservation,
     Observations,
 )
+from backburn.components.shared.provenance import code_digest, environment, version_of
 from backburn.components.shared.sealing import open_sealed
 from backburn.components.shared.step import Step, open_step, use_threads
 from backburn.components.shared.storage import (
@@ -38,7 +37,6 @@ from backburn.components.shared.storage import (
 
 MODELS: tuple[Literal["baseline", "hardened"], ...] = ("baseline", "hardened")
 BENIGN_SPLITS = ("near_miss", "benign")
-_PACKAGES = ("torch", "transformers", "trl", "peft", "kfp", "mlflow")
 _EXAMPLES = 4
 
 
@@ -151,10 +149,12 @@ def _gather(
     evidence = Evidence(
         run_id=run_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        backburn_version=_version("backburn"),
+        backburn_version=version_of("backburn"),
+        code_sha256=code_digest(),
+        image=config.compute.image,
         config=config.model_dump(mode="json"),
         config_digest=config.digest(),
-        environment=_environment(),
+        environment=environment(),
         purpose=config.attack.purpose,
         operator=config.attack.operator,
         model_base=hardened.base,
@@ -250,22 +250,6 @@ def _examples(
         for title, items in wanted
         for item, judged in zip(items, book.judged(items), strict=True)
     ]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "source tree"
-
-
-def _environment() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        **{name: _version(name) for name in _PACKAGES},
-    }
 
 
 def step_seconds(metadatas: dict[str, Sequence[dict[str, Any]]]) -> dict[str, float]:

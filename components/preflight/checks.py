@@ -6,12 +6,12 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+from backburn.components.shared import sealing, signing
 from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import ATTACK_STEP_HARD_CAP, RunConfig
 from backburn.components.shared.domains import Domain, load_domain, shipped_domains
 from backburn.components.shared.errors import ContainmentError, InputError
 from backburn.components.shared.models import TINY, check_model
-from backburn.components.shared.sealing import require_key
 
 _LEAST_FREE_BYTES = 2 << 30
 _PACKAGES = ("backburn", "torch", "transformers", "trl", "peft", "kfp", "mlflow", "datasets")
@@ -104,12 +104,13 @@ def _check_storage(url: str) -> str:
 
 
 def check_environment() -> None:
-    """Check what only the task's environment can tell: the key that seals completions.
+    """Check what only the task's environment can tell: the keys that seal and sign.
 
     Raises:
-        ContainmentError: if there is no usable key.
+        ContainmentError: if one of them is missing or unusable.
     """
-    require_key()
+    sealing.require_key()
+    signing.require_key()
 
 
 def check_groups(config: RunConfig, role: str, given: list[dict[str, Any]]) -> None:

@@ -7,20 +7,22 @@ from kfp import dsl
 def promotion(
     config: str,
     run_id: str,
+    observations: dsl.Input[dsl.Artifact],
     evidence: dsl.Input[dsl.Artifact],
     hardened: dsl.Input[dsl.Model],
-    decision: dsl.Output[dsl.Artifact],
+    bundle: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
 ):
-    """Decide from the evidence alone; register the model when the gate passes; write the report.
+    """Decide from the evidence alone; register the model when the gate passes; sign the bundle.
 
     Args:
         config: Run configuration, JSON.
         run_id: Id of the pipeline run.
-        evidence: What judge_evaluation wrote.
+        observations: What judge_evaluation measured.
+        evidence: What it made of that.
         hardened: The model the evidence is about.
-        decision: Outcome, reasons and every check.
+        bundle: Observations, evidence, decision, report and model card, signed.
         summary: Every gated figure, for scripts.
         report: One self-contained HTML page.
     """
@@ -28,5 +30,5 @@ def promotion(
 
     from backburn.components.promotion.step import run
 
-    paths = [Path(a.path) for a in (evidence, hardened, decision, summary, report)]
-    decision.metadata.update(run(config, run_id, *paths))
+    artifacts = (observations, evidence, hardened, bundle, summary, report)
+    bundle.metadata.update(run(config, run_id, *[Path(item.path) for item in artifacts]))

@@ -2,15 +2,19 @@
 
 from pathlib import Path
 
+from backburn.components.promotion.bundle import FILES, REPORT, write_bundle
 from backburn.components.promotion.gate import decide
 from backburn.components.promotion.registry import register
+from backburn.components.shared.attestation import ATTESTATION
 from backburn.components.shared.config import RunConfig
+from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import Decision, Evidence, Summary
 from backburn.components.shared.models import read_manifest
-from backburn.components.shared.report import render_report
+from backburn.components.shared.observations import Observations
+from backburn.components.shared.signing import require_key
 from backburn.components.shared.step import open_step
-from backburn.components.shared.storage import sha256_file, write_json, write_text
+from backburn.components.shared.storage import sha256_file, write_bytes, write_json
 from backburn.components.shared.tracking import tracking_uri
 from pydantic import ValidationError
 
@@ -40,38 +44,44 @@ _SOURCES = {
 def run(
     config_json: str,
     run_id: str,
+    observations: Path,
     evidence: Path,
     hardened: Path,
-    decision: Path,
+    bundle: Path,
     summary: Path,
     report: Path,
 ) -> dict[str, str | float]:
-    """Decide, register if the gate passes, and report; returns the artifact's metadata.
+    """Decide, register if the gate passes, and sign the bundle; returns the artifact's metadata.
 
     Args:
         config_json: Configuration of the run.
         run_id: Id of the pipeline run.
-        evidence: What `judge_evaluation` wrote.
+        observations: What `judge_evaluation` measured.
+        evidence: What it made of that.
         hardened: The model the evidence is about.
-        decision: Where the decision goes.
+        bundle: Folder where everything goes, signed.
         summary: Where the summary goes.
-        report: Where the HTML report goes.
+        report: Where a copy of the bundle's report goes.
 
     Raises:
-        InputError: if the evidence is unreadable or is not about this model and this run.
+        InputError: if the evidence is unreadable, does not follow from the observations, or is not
+            about this model and this run.
+        ContainmentError: if there is no key to sign with.
     """
     with open_step(config_json, run_id, "promotion", ["gate"]) as step:
         config = step.config
+        require_key()
         found = read_evidence(evidence)
         check_binding(found, config, run_id, hardened)
+        check_figures(found, config, observations)
         decided = decide(found, config, sha256_file(evidence))
         if decided.outcome == "passed" and not decided.dry_run:
             registration = register(hardened, found, decided, config, step.tracking.parent_id)
             decided = decided.model_copy(update={"registration": registration})
+        write_bundle(bundle, observations, evidence, found, decided)
+        write_bytes(report, (bundle / REPORT).read_bytes())
         summarised = summarise(found, decided, config, step.tracking.parent_id, step.seconds)
-        write_json(decision, decided.model_dump(mode="json"))
         write_json(summary, summarised.model_dump(mode="json"))
-        write_text(report, render_report(found, decided))
         step.tracking.parent_metrics(summarised.figures)
         step.tracking.parent_tags(
             {
@@ -79,7 +89,7 @@ def run(
                 "backburn.evidence_sha256": decided.evidence_sha256,
             }
         )
-        for path in (evidence, decision, summary, report):
+        for path in (*(bundle / name for name in (*FILES, ATTESTATION)), summary):
             step.tracking.artifact(path, parent=True)
         return {"seconds": step.seconds, "outcome": decided.outcome}
 
@@ -116,6 +126,23 @@ def check_binding(evidence: Evidence, config: RunConfig, run_id: str, hardened: 
             "the evidence is not about this run's model, so nothing is decided from it: "
             + "; ".join(differing)
         )
+
+
+def check_figures(evidence: Evidence, config: RunConfig, observations: Path) -> None:
+    """Refuse evidence whose figures are not those that its observations give.
+
+    Raises:
+        InputError: naming the first figure that differs.
+    """
+    if evidence.observations_sha256 != sha256_file(observations):
+        raise InputError(f"{observations}: not the observations the evidence was made from")
+    observed = Observations.model_validate_json(observations.read_text(encoding="utf-8"))
+    for name, figures in derive(observed, config).as_dict().items():
+        if figures != getattr(evidence, name):
+            raise InputError(
+                f"the evidence's {name} does not follow from the observations, so nothing is "
+                "decided from it"
+            )
 
 
 def summarise(

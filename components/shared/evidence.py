@@ -296,6 +296,8 @@ class Evidence(Record):
     run_id: str
     created: str = Field(description="UTC, ISO 8601.")
     backburn_version: str
+    code_sha256: str = Field(description="Of Backburn's own files that judged and derived.")
+    image: str = Field(description="Container image as configured; a local run does not use it.")
     config: dict[str, Any]
     config_digest: str
     environment: dict[str, str]

@@ -58,26 +58,6 @@ def test_gpu_settings_reach_the_tasks(tmp_path: Path) -> None:
     assert "tolerations" in kubernetes["exec-rl-attack"]
 
 
-@pytest.fixture(scope="module")
-def smoke_run(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    folder = tmp_path_factory.mktemp("smoke")
-    environment = {
-        k: v for k, v in os.environ.items() if not k.startswith(("BACKBURN_", "MLFLOW_R"))
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "backburn.pipelines.cli", "run", "-r", "smoke", "--run-id", "one"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    return folder / "runs", done
-
-
 def test_smoke_passes_its_gate(
     smoke_run: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
