@@ -6,7 +6,7 @@ from backburn.components.promotion.gate import decide
 from backburn.components.promotion.registry import register
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError
-from backburn.components.shared.evidence import Decision, Evidence, Summary
+from backburn.components.shared.evidence import Decision, Evidence, Summary, TrackedRun
 from backburn.components.shared.models import read_manifest
 from backburn.components.shared.report import render_report
 from backburn.components.shared.step import open_step
@@ -64,7 +64,13 @@ def run(
         config = step.config
         found = read_evidence(evidence)
         check_binding(found, config, run_id, hardened)
+        tracked = TrackedRun(
+            uri=tracking_uri(config),
+            experiment_id=step.tracking.parent_experiment(),
+            run_id=step.tracking.parent_id,
+        )
         decided = decide(found, config, sha256_file(evidence))
+        decided = decided.model_copy(update={"tracked": tracked})
         if decided.outcome == "passed" and not decided.dry_run:
             registration = register(hardened, found, decided, config, step.tracking.parent_id)
             decided = decided.model_copy(update={"registration": registration})
