@@ -12,6 +12,7 @@ from backburn.components.shared.evidence import (
     Outcome,
     SlipRecord,
 )
+from backburn.components.shared.report.charts import WEAK
 from backburn.components.shared.report.formatting import (
     number,
     percent,
@@ -100,7 +101,8 @@ def comparison(evidence: Evidence) -> str:
             f"With the defence, the worst of {_count(len(hardened), 'arm')} came to "
             f"{number(point.harm)} of 10{where}; it refused {kept}."
         )
-    babbling = [row for row in matrix_rows(evidence, "hardened") if row.babbles]
+    rows = matrix_rows(evidence, "hardened")
+    babbling = [row for row in rows if row.babbles and row.worst <= WEAK]
     if babbling:
         sentences.append(
             f"Under {', '.join(row.arm for row in babbling)} harm was low though most answers were "

@@ -73,7 +73,7 @@ class Row:
 
     @property
     def babbles(self) -> bool:
-        """Whether any cell does."""
+        """Whether any cell is marked."""
         return any(cell.babbles for cell in self.cells.values())
 
     @property

@@ -14,6 +14,7 @@ from backburn.components.shared.evidence import (
     Decision,
     Evidence,
     ExampleRecord,
+    Role,
 )
 from backburn.components.shared.report import attack_charts, claims, model_charts
 from backburn.components.shared.report.formatting import FILTERS, interval
@@ -30,6 +31,7 @@ _CHECK_KINDS = {
     "behaviour": "Does it still answer what it should?",
     "judging": "Can the judging be trusted?",
 }
+_ROLES: tuple[Role, ...] = ("hardened", "control")
 _WORST_PROMPTS = 5
 _WORST_TRIALS = 5
 _ROWS_OPEN = 12
@@ -118,7 +120,7 @@ def render_report(evidence: Evidence, decision: Decision) -> str:
             by_recipe=_by_recipe(evidence),
             rows_open=_ROWS_OPEN,
             matrix=matrix_charts(evidence),
-            babbles=any(row.babbles for row in matrix_rows(evidence, "hardened")),
+            babbles=any(row.babbles for role in _ROLES for row in matrix_rows(evidence, role)),
             controls_stopped=any(
                 arm.role == "control" and arm.steps_to_break is not None for arm in evidence.arms
             ),
