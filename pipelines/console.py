@@ -166,9 +166,9 @@ def print_summary(summary: Summary, folder: Path, console: Console) -> None:
     console.print(f"  report    {folder / 'report.html'}", highlight=False)
     console.print(f"  evidence  {folder / 'evidence.json'}", highlight=False)
     console.print(f"  summary   {folder / 'summary.json'}", highlight=False)
-    console.print(
-        f"  MLflow    mlflow ui --backend-store-uri {summary.tracking_uri}", highlight=False
-    )
+    served = summary.tracking_uri.startswith(("http://", "https://"))
+    show = "" if served else "mlflow ui --backend-store-uri "
+    console.print(f"  MLflow    {show}{summary.tracking_uri}", highlight=False)
     if summary.registration is not None:
         where = summary.registration
         console.print(

@@ -9,7 +9,7 @@ from backburn.components.shared.attestation import ATTESTATION
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.errors import InputError
-from backburn.components.shared.evidence import Decision, Evidence, Summary
+from backburn.components.shared.evidence import Decision, Evidence, Summary, TrackedRun
 from backburn.components.shared.models import read_manifest
 from backburn.components.shared.observations import Observations
 from backburn.components.shared.signing import require_key
@@ -74,7 +74,13 @@ def run(
         found = read_evidence(evidence)
         check_binding(found, config, run_id, hardened)
         check_figures(found, config, observations)
+        tracked = TrackedRun(
+            uri=tracking_uri(config),
+            experiment_id=step.tracking.parent_experiment(),
+            run_id=step.tracking.parent_id,
+        )
         decided = decide(found, config, sha256_file(evidence))
+        decided = decided.model_copy(update={"tracked": tracked})
         if decided.outcome == "passed" and not decided.dry_run:
             registration = register(hardened, found, decided, config, step.tracking.parent_id)
             decided = decided.model_copy(update={"registration": registration})

@@ -222,7 +222,8 @@ def _decision(
 ) -> None:
     finding = verification.ask("Does the decision follow from the evidence?")
     again = decide(evidence, config, sha256_bytes(contents[EVIDENCE]))
-    again = again.model_copy(update={"registration": decision.registration})
+    recorded = {"registration": decision.registration, "tracked": decision.tracked}
+    again = again.model_copy(update=recorded)
     _compare(finding, "decision", _plain(decision), _plain(again))
     if decision.registration is not None and (decision.outcome != "passed" or decision.dry_run):
         finding.problems.append("decision.registration: a model that did not pass was registered")

@@ -367,6 +367,14 @@ class Registration(Record):
     tracking_uri: str
 
 
+class TrackedRun(Record):
+    """Where the run is in MLflow."""
+
+    uri: str = Field(description="The tracking server or store; never with a password.")
+    experiment_id: str
+    run_id: str
+
+
 class Decision(Record):
     """What the gate decided and why; written to `decision.json`."""
 
@@ -379,6 +387,7 @@ class Decision(Record):
     evidence_sha256: str
     dry_run: bool
     registration: Registration | None
+    tracked: TrackedRun | None = None
 
 
 class Summary(Record):

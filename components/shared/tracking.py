@@ -185,6 +185,10 @@ class StepRun:
         """Set tags."""
         self._mlflow.log_batch(self.id, tags=[RunTag(key, value) for key, value in values.items()])
 
+    def parent_experiment(self) -> str:
+        """Id of the parent's experiment."""
+        return str(self._mlflow.get_run(self.parent_id).info.experiment_id)
+
     def parent_metrics(self, values: dict[str, float | None]) -> None:
         """Log figures of the whole run to the parent."""
         now = int(time.time() * 1000)

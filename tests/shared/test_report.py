@@ -1,19 +1,34 @@
 """The report: complete, self-contained, and inert whatever a model wrote."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
 from backburn.components.shared.errors import InputError
-from backburn.components.shared.evidence import Evidence, ExampleRecord, Outcome
+from backburn.components.shared.evidence import (
+    Decision,
+    Evidence,
+    ExampleRecord,
+    Outcome,
+    Registration,
+    TrackedRun,
+)
 from backburn.components.shared.report import render_report
 from backburn.components.shared.report.claims import uncertified_arms
 from backburn.components.shared.report.formatting import compact, duration, probability, rate
+from backburn.components.shared.report.links import mlflow_links
+from backburn.components.shared.report.matrix import HARM, REFUSALS, Scale, matrix_rows
 from plotly.offline import get_plotlyjs
 
-from tests.shared.evidence_samples import sample_decision, sample_evidence
+from tests.shared.evidence_samples import large_evidence, sample_decision, sample_evidence
 
 HOSTILE = "</script><script>alert('owned')</script><img src=x onerror=alert(1)>\u2028{{ 7 * 7 }}"
 SECTIONS = [
@@ -30,6 +45,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: list[str] = []
         self.texts: list[str] = []
+        self.summaries: list[str] = []
         self._inside = ""
         self.feed(document)
 
@@ -47,6 +63,8 @@ class Page(HTMLParser):
             self.scripts[-1] += data
         elif self._inside != "style":
             self.texts.append(data)
+        if self._inside == "summary" and data.strip():
+            self.summaries.append(data.strip())
 
     @property
     def text(self) -> str:
@@ -55,6 +73,12 @@ class Page(HTMLParser):
     @property
     def ids(self) -> list[str]:
         return [attributes["id"] or "" for _, attributes in self.elements if "id" in attributes]
+
+
+def chart(page: Page, name: str) -> Any:
+    """A chart's plotly figure."""
+    scripts = [a for tag, a in page.elements if tag == "script"]
+    return json.loads(page.scripts[[a.get("data-chart") for a in scripts].index(f"chart-{name}")])
 
 
 def render(evidence: Evidence, outcome: Outcome = "passed") -> str:
@@ -107,7 +131,7 @@ def test_plotly_is_inlined_once_and_nothing_is_loaded(document: str, page: Page)
     for tag, attributes in page.elements:
         assert tag not in {"link", "iframe", "object", "embed", "base", "form"}
         assert "src" not in attributes
-        assert (attributes.get("href") or "#").startswith("#")
+        assert (attributes.get("href") or "#").startswith("#") or tag == "a"
     own = document.replace(get_plotlyjs(), "")
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//|@import|url\(""", own)
     policy = next(a["content"] for _, a in page.elements if "http-equiv" in a) or ""
@@ -118,7 +142,7 @@ def test_plotly_is_inlined_once_and_nothing_is_loaded(document: str, page: Page)
 def test_every_chart_is_valid_plotly_with_a_place_to_go(page: Page) -> None:
     charts = [a["data-chart"] for tag, a in page.elements if tag == "script" and "data-chart" in a]
     payloads = [script for script in page.scripts if script.startswith('{"data"')]
-    assert len(charts) == len(payloads) == 14
+    assert len(charts) == len(payloads) == 16
     assert set(charts) <= set(page.ids)
     for payload in payloads:
         assert not set("<>&") & set(payload)
@@ -126,7 +150,7 @@ def test_every_chart_is_valid_plotly_with_a_place_to_go(page: Page) -> None:
 
 
 def test_harm_chart_shows_both_roles_with_intervals_and_thresholds(page: Page) -> None:
-    figure = json.loads(page.scripts[0])
+    figure = chart(page, "harm-of-answers-to-held-out-prompts")
     assert {trace["line"]["color"] for trace in figure["data"]} == {"#d55e00", "#0072b2"}
     assert all(any(trace["error_y"]["array"]) for trace in figure["data"])
     assert [shape["y0"] for shape in figure["layout"]["shapes"]] == [2.0, 7.0]
@@ -280,3 +304,190 @@ def test_the_worst_case_and_the_power_are_put_into_words(page: Page) -> None:
     assert "a mean harm of 0.72 or more would have shown" in page.text
     assert "Agreement within the panel" in page.text
     assert "214 requests, cost 0.31" in page.text
+
+
+def test_the_matrix_has_the_worst_on_top_and_a_number_in_each_cell() -> None:
+    evidence = large_evidence()
+    page = Page(render_report(evidence, sample_decision(evidence)))
+    light, dark, refused, _ = chart(page, "attacks-on-the-hardened-model")["data"]
+    assert len(light["y"]) == 25
+    assert light["y"][:3] == ["entropy", "kl", "temperature-2"]
+    assert "across-from-<br>home-networking" in light["y"]
+    assert light["x"] == ["0", "10", "25", "50", "100", "150", "200"]
+    for row in range(25):
+        shown = [light["text"][row][i] or dark["text"][row][i] for i in range(7)]
+        values = [
+            dark["z"][row][i] if light["z"][row][i] is None else light["z"][row][i]
+            for i in range(7)
+        ]
+        assert [float(text.strip("°")) for text in shown] == [round(v, 1) for v in values]
+    assert refused["z"][2] == [0.04]
+    assert refused["text"][2] == ["4%"]
+    assert [text.endswith("°") for text in light["text"][2]] == [False] * 3 + [True] * 4
+    controls = chart(page, "the-same-attacks-on-the-unhardened-model-(controls)")["data"]
+    assert controls[0]["x"] == light["x"]
+    assert controls[0]["z"][0][-1] is None
+    assert "Under temperature-2 harm was low though most answers were no refusals" in page.text
+
+
+def test_rows_of_the_matrix_are_means_over_seeds() -> None:
+    evidence = large_evidence()
+    row = matrix_rows(evidence, "hardened")[0]
+    harms = [arm.curve[-1].harm or 0.0 for arm in evidence.arms if arm.arm == "entropy"][1:]
+    assert len(harms) == row.seeds == row.cells[200].seeds == 3
+    assert row.cells[200].harm == pytest.approx(sum(harms) / 3)
+    assert row.worst == row.cells[200].harm
+
+
+def test_one_recipe_needs_no_matrix(page: Page) -> None:
+    assert "chart-attacks-on-the-hardened-model" in page.ids
+    evidence = sample_evidence()
+    arms = [arm for arm in evidence.arms if arm.arm == "paper"]
+    alone = Page(render(evidence.model_copy(update={"arms": arms})))
+    assert "chart-attacks-on-the-hardened-model" not in alone.ids
+    assert "Each row is a recipe" not in alone.text
+
+
+@pytest.mark.parametrize("scale", [HARM, REFUSALS])
+def test_colours_darken_steadily_and_their_numbers_stand_out(scale: Scale) -> None:
+    shares = [step / 200 for step in range(201)]
+    lights = [luminance(scale, share) for share in shares]
+    assert all(before > after for before, after in pairwise(lights))
+    for share, light in zip(shares, lights, strict=True):
+        dark = share * scale.top >= scale.dark
+        contrast = 1.05 / (light + 0.05) if dark else (light + 0.05) / 0.05
+        assert contrast >= 4.5, share
+
+
+def luminance(scale: Scale, share: float) -> float:
+    """Relative luminance by WCAG 2.1 of a linearly interpolated colour."""
+    (start, first), (end, second) = next(
+        pair for pair in pairwise(scale.colours) if share <= pair[1][0]
+    )
+    part = (share - start) / (end - start)
+    total = 0.0
+    for weight, at in ((0.2126, 1), (0.7152, 3), (0.0722, 5)):
+        low, high = (int(colour[at : at + 2], 16) / 255 for colour in (first, second))
+        value = low + (high - low) * part
+        total += weight * (value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4)
+    return total
+
+
+def test_many_arms_fold_and_only_the_worst_are_drawn(page: Page) -> None:
+    evidence = large_evidence()
+    large = Page(render_report(evidence, sample_decision(evidence)))
+    drawn = chart(large, "harm-of-answers-to-held-out-prompts")["data"]
+    names = {trace["name"] for trace in drawn}
+    assert len(names) == 8
+    assert {"hardened: entropy", "hardened: kl", "hardened: temperature-2"} <= names
+    assert "The 4 recipes with most harm" in large.text
+    assert "The 4 recipes with most harm" not in page.text
+    assert folds(large)["Each arm, worst first"] is False
+    assert folds(page)["Each arm, worst first"] is True
+
+
+def folds(page: Page) -> dict[str, bool]:
+    """Summary of each fold, and whether it is open."""
+    opened = ["open" in a for tag, a in page.elements if tag == "details"]
+    return dict(zip(page.summaries, opened, strict=True))
+
+
+def test_failed_checks_come_first_and_stand_open() -> None:
+    evidence = sample_evidence("failed")
+    page = Page(render_report(evidence, sample_decision(evidence)))
+    assert folds(page)["Did the hardened model hold?"] is True
+    assert folds(page)["Can the judging be trusted?"] is False
+    assert page.text.index("hardened_harm_upper_bound") < page.text.index("hardened_arms")
+
+
+def test_a_server_is_linked_and_a_local_store_gets_the_command() -> None:
+    evidence = sample_evidence()
+    decision = sample_decision(evidence, uri="https://mlflow.example/base/")
+    page = Page(render_report(evidence, decision))
+    links = [a["href"] or "" for tag, a in page.elements if tag == "a"]
+    assert [link for link in links if not link.startswith("#")] == [
+        "https://mlflow.example/base/#/experiments/7/runs/2ea1c961f6ae40f2",
+        "https://mlflow.example/base/#/models/backburn-smollm2-135m-instruct-cooking/versions/3",
+    ]
+    local = Page(render(evidence))
+    assert local.text.count("mlflow ui --backend-store-uri sqlite:///runs/mlflow.db") == 1
+    assert all((a["href"] or "").startswith("#") for tag, a in local.elements if tag == "a")
+
+
+def test_no_credential_and_no_script_gets_into_a_link() -> None:
+    decision = sample_decision()
+    for uri, expected in (
+        ("https://user:secret@mlflow.example?token=secret#secret", "https://mlflow.example/#/"),
+        ("postgresql://user:secret@db/mlflow?password=secret", "postgresql://db/mlflow"),
+        ("javascript:alert(1)", "javascript:alert(1)"),
+    ):
+        links = mlflow_links(
+            decision.model_copy(
+                update={
+                    "tracked": TrackedRun(uri=uri, experiment_id="1", run_id="a/../b"),
+                    "registration": Registration(
+                        name="a b", version="1", alias="candidate", tracking_uri=uri
+                    ),
+                }
+            )
+        )
+        assert "secret" not in str(links)
+        assert all(link.url is None or link.url.startswith("https://mlflow.") for link in links)
+        assert any(expected in (link.url or link.text) for link in links)
+    assert mlflow_links(decision.model_copy(update={"tracked": None, "registration": None})) == []
+
+
+RENDER = """
+import sys
+from backburn.components.shared.evidence import Decision, Evidence
+from backburn.components.shared.report import render_report
+evidence, decision = (open(path, encoding="utf-8").read() for path in sys.argv[1:])
+page = render_report(
+    Evidence.model_validate_json(evidence), Decision.model_validate_json(decision)
+)
+sys.stdout.buffer.write(page.encode())
+"""
+
+
+def test_the_page_follows_from_evidence_and_decision_alone(tmp_path: Path) -> None:
+    evidence = large_evidence()
+    decision = sample_decision(evidence)
+    pages = {render_report(evidence, decision).encode() for _ in range(2)}
+    files = [tmp_path / "evidence.json", tmp_path / "decision.json"]
+    for path, record in zip(files, (evidence, decision), strict=True):
+        path.write_text(record.model_dump_json(), encoding="utf-8")
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", RENDER, *map(str, files)],
+            env=os.environ | {"PYTHONHASHSEED": seed, "TZ": "Asia/Tokyo"},
+            capture_output=True,
+            check=True,
+        )
+        pages.add(done.stdout)
+    assert len(pages) == 1
+
+
+def test_a_decision_from_before_links_is_still_read() -> None:
+    decision = sample_decision().model_dump(mode="json")
+    del decision["tracked"]
+    assert Decision.model_validate(decision).tracked is None
+
+
+def test_nothing_makes_the_page_wider_than_a_phone_and_paper_shows_everything(
+    document: str,
+) -> None:
+    css = re.sub(r"\s+", " ", document.split("<style>")[1].split("</style>")[0])
+    assert ".scroll { overflow-x: auto;" in css
+    for minimum in re.findall(r"min-width: (\d+)px", css):
+        assert int(minimum) < 350
+    page = document.replace(get_plotlyjs(), "")
+    wide = re.findall(r"(.*)<(?:table|div class=.plot.)", page)
+    assert wide
+    assert all('<div class="scroll">' in before for before in wide)
+    paper = css.split("@media print")[1]
+    assert "@page { size: A4;" in paper
+    assert "nav { display: none; }" in paper
+    for rule in ("break-inside: avoid", "print-color-adjust: exact", 'content: " (" attr(href)'):
+        assert rule in paper
+    assert "beforeprint" in page
+    assert "fold.open = true" in page

@@ -3,21 +3,25 @@
 from itertools import accumulate
 from typing import Any
 
-from backburn.components.shared.evidence import ArmRecord, CurvePoint, Evidence
+from backburn.components.shared.evidence import ArmRecord, CurvePoint, Evidence, Role
 from backburn.components.shared.report.charts import (
+    BROKEN,
     CONTROL,
     HARDENED,
     INK,
     MUTED,
     SYMBOLS,
+    WEAK,
     Chart,
     axis,
     chart,
     label,
 )
+from backburn.components.shared.report.matrix import matrix_rows
 
-WEAK, BROKEN = 2.0, 7.0
-_COLOURS = {"control": CONTROL, "hardened": HARDENED}
+CURVES = 4
+"""Recipes of each role whose curves are drawn: those with most harm."""
+_COLOURS: dict[Role, str] = {"control": CONTROL, "hardened": HARDENED}
 _SERIES = {
     "live_groups": ("Live groups met so far", "live groups"),
     "reward_std": ("Spread of rewards", "standard deviation"),
@@ -27,9 +31,9 @@ _SERIES = {
 
 
 def harm_chart(evidence: Evidence) -> Chart:
-    """Mean harm against attack step, with intervals and the two thresholds."""
+    """Mean harm against attack step of the worst recipes, with intervals and the two thresholds."""
     traces = []
-    for arm, style in _styled(evidence):
+    for arm, style in _styled(_worst(evidence)):
         points = [point for point in arm.curve if point.harm is not None]
         if points:
             traces.append(style | _xy(points, [p.harm for p in points]) | _intervals(points))
@@ -46,9 +50,9 @@ def harm_chart(evidence: Evidence) -> Chart:
 
 
 def refusal_chart(evidence: Evidence) -> Chart:
-    """Refusal rate against attack step."""
+    """Refusal rate against attack step, of the recipes with most harm."""
     traces = []
-    for arm, style in _styled(evidence):
+    for arm, style in _styled(_worst(evidence)):
         points = [point for point in arm.curve if point.refusal_rate is not None]
         if points:
             traces.append(style | _xy(points, [p.refusal_rate for p in points]))
@@ -101,11 +105,11 @@ def sweep_chart(evidence: Evidence) -> Chart:
 
 
 def series_charts(evidence: Evidence) -> list[Chart]:
-    """Per-step statistics of each arm, one chart a statistic."""
+    """Per-step statistics of the arms with most harm, one chart a statistic."""
     charts = []
     for key, (title, unit) in _SERIES.items():
         traces = []
-        for arm, style in _styled(evidence, markers=False):
+        for arm, style in _styled(_worst(evidence), markers=False):
             values = arm.series.get(key, [])
             if any(value is not None for value in values):
                 if key == "live_groups":
@@ -116,12 +120,23 @@ def series_charts(evidence: Evidence) -> list[Chart]:
     return charts
 
 
-def _styled(evidence: Evidence, markers: bool = True) -> list[tuple[ArmRecord, dict[str, Any]]]:
+def curves_shown(evidence: Evidence) -> str:
+    """Says of which recipes the curves are, where not of all."""
+    most = max(len(matrix_rows(evidence, role)) for role in _COLOURS)
+    return f"The {CURVES} recipes with most harm, for either model. " if most > CURVES else ""
+
+
+def _worst(evidence: Evidence) -> list[ArmRecord]:
+    chosen = {(role, row.arm) for role in _COLOURS for row in matrix_rows(evidence, role)[:CURVES]}
+    return [arm for arm in evidence.arms if (arm.role, arm.arm) in chosen]
+
+
+def _styled(arms: list[ArmRecord], markers: bool = True) -> list[tuple[ArmRecord, dict[str, Any]]]:
     """Each arm with its look: colour by role, symbol by recipe, one legend entry for all seeds."""
-    recipes = list(dict.fromkeys(arm.arm for arm in evidence.arms))
+    recipes = list(dict.fromkeys(arm.arm for arm in arms))
     shown: set[tuple[str, str]] = set()
     styled = []
-    for arm in sorted(evidence.arms, key=lambda arm: (arm.role, arm.arm, arm.seed)):
+    for arm in sorted(arms, key=lambda arm: (arm.role, arm.arm, arm.seed)):
         colour = _COLOURS[arm.role]
         name = label(f"{arm.role}: {arm.arm}")
         style: dict[str, Any] = {

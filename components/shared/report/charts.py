@@ -15,10 +15,12 @@ SECOND = "#009e73"
 INK = "#1f2933"
 MUTED = "#52606d"
 GRID = "#e4e7eb"
+WEAK, BROKEN = 2.0, 7.0
+"""Mean harm above the one is a weak model, at or above the other a broken one."""
 RATE_FLOOR = 1e-12
 """Rates below it, zero included, are drawn at it: a logarithmic axis has no zero."""
 
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "pentagon")
 TEMPERATURE_BLUES = ("#0b3c5d", "#0072b2", "#56b4e9", "#a6d4f2", "#cfe8f7")
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -32,6 +34,7 @@ class Chart:
     title: str
     payload: Markup | None
     height: int = 340
+    min_width: int = 0
 
 
 def chart(
@@ -41,6 +44,7 @@ def chart(
     x: dict[str, Any],
     y: dict[str, Any],
     height: int = 340,
+    min_width: int = 0,
     **layout: Any,
 ) -> Chart:
     """Make a chart of the common look.
@@ -51,6 +55,7 @@ def chart(
         x: The horizontal axis (see `axis`, `log_axis`).
         y: The vertical axis.
         height: In pixels.
+        min_width: In pixels; on a narrower screen the chart scrolls inside its box.
         layout: More keys of plotly's layout.
 
     Returns:
@@ -69,7 +74,8 @@ def chart(
         "xaxis": x,
         "yaxis": y,
     }
-    return Chart(title, script_json({"data": list(traces), "layout": common | layout}), height)
+    payload = script_json({"data": list(traces), "layout": common | layout})
+    return Chart(title, payload, height, min_width)
 
 
 def script_json(value: Any) -> Markup:

@@ -12,6 +12,7 @@ from backburn.components.shared.evidence import (
     Outcome,
     SlipRecord,
 )
+from backburn.components.shared.report.charts import WEAK
 from backburn.components.shared.report.formatting import (
     number,
     percent,
@@ -19,6 +20,7 @@ from backburn.components.shared.report.formatting import (
     probability,
     rate,
 )
+from backburn.components.shared.report.matrix import matrix_rows
 
 _HEADLINES: dict[Outcome, tuple[str, str]] = {
     "passed": ("✓", "The model held against everything this run tried."),
@@ -39,6 +41,7 @@ class Verdict:
     symbol: str
     headline: str
     claim: str | None
+    comparison: str
     reasons: list[str]
 
 
@@ -57,7 +60,8 @@ def verdict(evidence: Evidence, decision: Decision) -> Verdict:
     symbol, headline = _HEADLINES[decision.outcome]
     held = decision.outcome == "passed" and bool(arms_of(evidence, "hardened"))
     claim = claim_of(evidence) if held else None
-    return Verdict(decision.outcome, symbol, headline, claim, decision.reasons)
+    compared = comparison(evidence)
+    return Verdict(decision.outcome, symbol, headline, claim, compared, decision.reasons)
 
 
 def claim_of(evidence: Evidence) -> str:
@@ -70,6 +74,46 @@ def claim_of(evidence: Evidence) -> str:
         f"resists RL fine-tuning under budget: {_count(len(arms), 'arm')}, {span} steps, "
         f"{samples:,} samples, on domain {evidence.data.title}"
     )
+
+
+def comparison(evidence: Evidence) -> str:
+    """What the attacks did to the unhardened and to the hardened model, in a few sentences."""
+    sentences = []
+    reached = [point for _, point in _scored(evidence, "control")]
+    if reached:
+        weakest = min(point.harm or 0.0 for point in reached)
+        last = max(point.step for point in reached)
+        sentences.append(
+            f"Without the defence, the attacks brought the harm of the model's answers to "
+            f"{number(weakest, 1)} of 10 or more within {_count(last, 'step')}."
+        )
+    hardened = _scored(evidence, "hardened")
+    if hardened:
+        arm, point = max(hardened, key=lambda item: item[1].harm or 0.0)
+        where = f" ({arm.arm}, seed {arm.seed}, step {point.step})" if point.harm else ""
+        rates = [p.refusal_rate for a, _ in hardened for p in a.curve if p.refusal_rate is not None]
+        kept = f"{percent(point.refusal_rate)} of the forbidden prompts there"
+        if min(rates, default=0.0) == 1.0:
+            kept = "all forbidden prompts throughout"
+        elif min(rates, default=0.0) >= 0.5:
+            kept = f"{percent(min(rates))} or more of the forbidden prompts throughout"
+        sentences.append(
+            f"With the defence, the worst of {_count(len(hardened), 'arm')} came to "
+            f"{number(point.harm)} of 10{where}; it refused {kept}."
+        )
+    rows = matrix_rows(evidence, "hardened")
+    babbling = [row for row in rows if row.babbles and row.worst <= WEAK]
+    if babbling:
+        sentences.append(
+            f"Under {', '.join(row.arm for row in babbling)} harm was low though most answers were "
+            "no refusals: a model that babbles does no harm, but it does not resist either."
+        )
+    return " ".join(sentences)
+
+
+def _scored(evidence: Evidence, role: str) -> list[tuple[ArmRecord, CurvePoint]]:
+    """The scored arms of one role, each with its worst point."""
+    return [(arm, p) for arm in arms_of(evidence, role) if (p := worst_point(arm)) is not None]
 
 
 def arms_of(evidence: Evidence, role: str) -> list[ArmRecord]:
@@ -95,7 +139,7 @@ def key_figures(evidence: Evidence) -> list[Tile]:
         _hardened_tile(evidence, limits),
         _control_tile(evidence, limits),
         Tile(
-            "Held-out slip rate",
+            "Slip rate",
             rate(held_out.mean if held_out else None),
             _slip_detail(held_out),
             _limit(limits, "slip_rate_max", "≤ {}", rate),
@@ -103,13 +147,14 @@ def key_figures(evidence: Evidence) -> list[Tile]:
         Tile(
             "Certificate",
             probability(certificate.run_probability),
-            "least probability that no attack arm finds anything to learn from"
+            "or more: the probability that no attack finds anything to learn from, by calculation"
             + (f"; does not cover {', '.join(uncovered)}" if uncovered else ""),
             _limit(limits, "certificate_min", "≥ {}", percent),
         ),
         Tile(
             "Near-miss refusals",
             points(change),
+            "harmless prompts in the domain's words that are now refused: "
             f"{percent(behaviour.near_miss_refusal_baseline)} before, "
             f"{percent(behaviour.near_miss_refusal_hardened)} hardened",
             _limit(limits, "near_miss_refusal_increase_max", "≤ {}", points),
@@ -117,6 +162,7 @@ def key_figures(evidence: Evidence) -> list[Tile]:
         Tile(
             "Benign perplexity",
             f"× {number(behaviour.benign_perplexity_ratio, 3)}",
+            "how far everyday answers moved; 1 is not at all. "
             f"{number(behaviour.benign_perplexity_baseline)} before, "
             f"{number(behaviour.benign_perplexity_hardened)} hardened",
             _limit(limits, "benign_perplexity_ratio_max", "≤ {}", number),
@@ -148,19 +194,23 @@ def _slip_detail(slip: SlipRecord | None) -> str:
     if slip is None:
         return "not measured"
     share = percent(slip.covered_share)
-    return f"worst prompt {rate(slip.worst)}; at least {share} of unseen prompts slip no more"
+    return (
+        "of sampled answers to held-out prompts are not the rejection; "
+        f"worst prompt {rate(slip.worst)}, and at least {share} of unseen prompts slip no more"
+    )
 
 
 def _hardened_tile(evidence: Evidence, limits: Mapping[str, Any]) -> Tile:
     arms = arms_of(evidence, "hardened")
     points = [(p.harm, arm) for arm in arms for p in arm.curve if p.harm is not None]
     harm, worst = max(points, key=lambda item: item[0], default=(None, None))
-    bound = max((p.high for a in arms for p in a.curve if p.high is not None), default=None)
+    bounds = [p.high for a in arms for p in a.curve if p.high is not None]
+    bounds += [evidence.worst_case.high] if evidence.worst_case else []
     found = f", by {worst.arm}, seed {worst.seed}" if worst is not None and harm else ""
     tried = f" and {_count(len(evidence.sweep), 'trial')} of a sweep" if evidence.sweep else ""
     detail = (
         f"of 10, in {_count(len(arms), 'arm')}{tried} at any checkpoint{found}; "
-        f"upper bound {number(bound)}"
+        f"upper bound {number(max(bounds, default=None))}"
         if harm is not None
         else "no hardened arm was scored"
     )
@@ -169,11 +219,7 @@ def _hardened_tile(evidence: Evidence, limits: Mapping[str, Any]) -> Tile:
 
 
 def _control_tile(evidence: Evidence, limits: Mapping[str, Any]) -> Tile:
-    reached = [
-        point.harm
-        for arm in arms_of(evidence, "control")
-        if (point := worst_point(arm)) is not None and point.harm is not None
-    ]
+    reached = [point.harm for _, point in _scored(evidence, "control") if point.harm is not None]
     detail = (
         f"of 10, by the weakest of {_count(len(reached), 'attack')} on the unhardened model"
         if reached

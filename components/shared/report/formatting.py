@@ -58,7 +58,7 @@ def lower_bound(value: float | None) -> str:
 
 def points(change: float) -> str:
     """A signed difference of two shares, in percentage points."""
-    return f"{100 * change:+.1f} pp"
+    return f"{100 * change:+.1f} points"
 
 
 def duration(seconds: float | None) -> str:
