@@ -91,4 +91,5 @@ def _by_row(observed: Sequence[TrainingObservation], model: ModelName) -> np.nda
     mine = [item for item in observed if item.model == model]
     rows = sorted(mine[0].before)
     values = [[[part[row] for row in rows] for part in (item.before, item.after)] for item in mine]
-    return np.array(values).mean(axis=0)
+    means: np.ndarray = np.array(values).mean(axis=0)
+    return means
