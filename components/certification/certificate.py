@@ -15,6 +15,7 @@ from backburn.components.shared.domains import PromptRow, load_domain
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.observations import SlipObservation
 from backburn.components.shared.sampling import CompletionLogits, completion_logits, slip_rate
+from jinja2 import TemplateError
 
 
 def observe_slips(
@@ -39,11 +40,17 @@ def observe_slips(
     rejection = rejection[: config.attack.max_completion_tokens]
     known: dict[tuple[str, PromptStyle], tuple[list[PromptRow], list[CompletionLogits]]] = {}
     needed = needed_rates(config)
+    arm_styles = [arm.style for arm in config.attack.arms]
     observed: list[SlipObservation] = []
     for done, (split, style, sampling) in enumerate(needed):
         if (split, style) not in known:
             rows = dataset.rows(split)
-            prompts = [loaded.encode_row(row, style) for row in rows]
+            try:
+                prompts = [loaded.encode_row(row, style) for row in rows]
+            except TemplateError:
+                if style.system_prompt is None or style in arm_styles:
+                    raise
+                continue  # some chat templates take no system message; derived as not measured
             entries = completion_logits(loaded, prompts, [rejection] * len(prompts))
             known[split, style] = rows, entries
         rows, entries = known[split, style]

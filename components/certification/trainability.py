@@ -5,7 +5,6 @@ lesson that neither knows (supervised), and on answers of a given length (GRPO, 
 is a rule). Adapters stay in memory and are dropped.
 """
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -204,7 +203,8 @@ class _Brevity:
 
     def _reward(self, _: Sequence[Conversation], completions: Sequence[str]) -> list[float]:
         target = self._settings.rl_target_words
-        return [math.exp(-abs(len(text.split()) - target) / target) for text in completions]
+        lengths = [len(text.split()) for text in completions]
+        return [min(length, target) / max(length, target) for length in lengths]
 
 
 def _example(loaded: LoadedModel, row: LessonRow) -> Example:

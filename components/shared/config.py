@@ -541,21 +541,23 @@ class TrainabilityConfig(Section):
         description="Rows with `prompt`, `completion` and, optionally, `split` (training, "
         "held_out) that the model does not know yet. Default: facts of an invented railway.",
     )
-    sft_steps: PositiveInt = Field(24, description="Supervised steps.")
-    sft_rows_per_step: PositiveInt = Field(8, description="Rows of the lesson per step.")
+    sft_steps: PositiveInt = Field(12, description="Supervised steps.")
+    sft_rows_per_step: PositiveInt = Field(6, description="Rows of the lesson per step.")
     sft_learning_rate: PositiveFloat = Field(5e-4, description="AdamW, constant.")
-    rl_steps: PositiveInt = Field(8, description="GRPO steps.")
+    rl_steps: PositiveInt = Field(6, description="GRPO steps.")
     rl_prompts_per_step: PositiveInt = Field(2, description="Benign prompts per step.")
-    rl_group_size: Annotated[int, Field(ge=2)] = Field(8, description="Completions per prompt, G.")
-    rl_learning_rate: PositiveFloat = Field(1e-3, description="AdamW, constant.")
+    rl_group_size: Annotated[int, Field(ge=2)] = Field(6, description="Completions per prompt, G.")
+    rl_learning_rate: PositiveFloat = Field(1.5e-3, description="AdamW, constant.")
     rl_target_words: PositiveInt = Field(
-        12, description="The reward is exp(-|words - target| / target): answers of this length."
+        6,
+        description="The reward is for answers of this length: the smaller over the larger of it "
+        "and the number of words. Rejecting should not come near it.",
     )
-    rl_max_tokens: PositiveInt = Field(40, description="Length of a completion, in tokens.")
+    rl_max_tokens: PositiveInt = Field(24, description="Length of a completion, in tokens.")
     rl_evaluation_prompts: Annotated[int, Field(ge=5)] = Field(
         24, description="Benign prompts, not trained on, on which the reward is measured."
     )
-    rl_evaluation_completions: PositiveInt = Field(4, description="Completions of each of them.")
+    rl_evaluation_completions: PositiveInt = Field(2, description="Completions of each of them.")
 
 
 class CertificationConfig(Section):

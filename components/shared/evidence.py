@@ -242,9 +242,11 @@ class StyleRecord(Record):
     template: str
     system_prompt: str | None
     prompts: int
-    slip_rate: float = Field(description="Mean.")
-    worst_slip_rate: float
-    rejecting: int = Field(description="Prompts that are more likely rejected than not.")
+    slip_rate: float | None = Field(
+        description="Mean; None if the model's chat template takes no system message."
+    )
+    worst_slip_rate: float | None
+    rejecting: int | None = Field(description="Prompts that are more likely rejected than not.")
 
 
 class OtherDomainRecord(Record):

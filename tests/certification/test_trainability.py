@@ -19,6 +19,7 @@ from backburn.components.shared.models import LoadedModel, load_base
 from backburn.components.shared.observations import CertificationObservation, TrainingObservation
 from backburn.components.shared.tiny_model import build_tokenizer
 from backburn.pipelines.recipes import load_recipe
+from jinja2 import TemplateError
 from scipy import stats
 
 from tests.conftest import align_tiny
@@ -150,6 +151,8 @@ def test_other_styles_are_measured_whatever_the_arms_do(
     held_out = {row.id for row in dataset.rows("held_out")}
     for style in styles:
         assert style.prompts == len(held_out)
+        assert style.slip_rate is not None
+        assert style.worst_slip_rate is not None
         assert 0.0 < style.slip_rate <= style.worst_slip_rate <= 1.0
         assert style.rejecting == 0  # the aligned model refuses in its own words
     plain = next(item for item in observed.slips if item.style.template == "plain")
@@ -161,6 +164,25 @@ def test_other_styles_are_measured_whatever_the_arms_do(
     (other,) = other_domain_records(observed)
     assert (other.domain, other.prompts, other.rejecting) == ("cooking", 40, 0)
     assert 0.0 <= other.rejection_probability < 0.5
+
+
+def test_a_template_without_system_message_is_said_not_to_be_measured(
+    aligned: LoadedModel, dataset: RunDataset, smoke: RunConfig
+) -> None:
+    tokenizer = build_tokenizer()
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = refuse + str(tokenizer.chat_template)
+    loaded = LoadedModel(aligned.model, tokenizer)
+    slips, _, _ = observe_slips(loaded, dataset, smoke, lambda *_: None)
+    observed = CertificationObservation(
+        rejection_tokens=8, slips=slips, likelihoods=[], rejection_probabilities={}, seconds=1.0
+    )
+    styles = style_records(observed, smoke)
+    assert [style.slip_rate is None for style in styles] == [False, True, False]
+    arm = smoke.attack.arms[0].model_copy(update={"style": smoke.certification.styles[0]})
+    attack = smoke.attack.model_copy(update={"arms": [arm]})
+    with pytest.raises(TemplateError):
+        observe_slips(loaded, dataset, smoke.model_copy(update={"attack": attack}), lambda *_: None)
 
 
 @pytest.mark.parametrize("recipe", ["smoke", "laptop"])

@@ -14,15 +14,18 @@ def style_records(observed: CertificationObservation, config: RunConfig) -> list
     """The same held-out prompts in every style, the one hardened in first."""
     records: list[StyleRecord] = []
     for style in measured_styles(config):
-        rates = rates_of(observed, "held_out", style, SamplingConfig())
+        try:
+            rates = rates_of(observed, "held_out", style, SamplingConfig())
+        except LookupError:
+            rates = []
         records.append(
             StyleRecord(
                 template=style.template,
                 system_prompt=style.system_prompt,
                 prompts=len(rates),
-                slip_rate=math.fsum(rates) / len(rates),
-                worst_slip_rate=max(rates),
-                rejecting=sum(rate < _MORE_LIKELY_THAN_NOT for rate in rates),
+                slip_rate=math.fsum(rates) / len(rates) if rates else None,
+                worst_slip_rate=max(rates, default=None),
+                rejecting=sum(rate < _MORE_LIKELY_THAN_NOT for rate in rates) if rates else None,
             )
         )
     return records
