@@ -1,15 +1,21 @@
-"""Exact slip rates of a hardened model: all that its certificate is made of."""
+"""Exact slip rates of a hardened model: what its certificate is made of, and how far it goes."""
 
 import time
 from collections.abc import Callable
 
-from backburn.components.shared.config import PromptStyle, RunConfig
+from backburn.components.shared.config import (
+    DomainConfig,
+    PromptStyle,
+    RunConfig,
+    SamplingConfig,
+)
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.derivation.certificate import needed_rates
-from backburn.components.shared.domains import PromptRow
+from backburn.components.shared.domains import PromptRow, load_domain
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.observations import SlipObservation
 from backburn.components.shared.sampling import CompletionLogits, completion_logits, slip_rate
+from jinja2 import TemplateError
 
 
 def observe_slips(
@@ -34,11 +40,17 @@ def observe_slips(
     rejection = rejection[: config.attack.max_completion_tokens]
     known: dict[tuple[str, PromptStyle], tuple[list[PromptRow], list[CompletionLogits]]] = {}
     needed = needed_rates(config)
+    arm_styles = [arm.style for arm in config.attack.arms]
     observed: list[SlipObservation] = []
     for done, (split, style, sampling) in enumerate(needed):
         if (split, style) not in known:
             rows = dataset.rows(split)
-            prompts = [loaded.encode_row(row, style) for row in rows]
+            try:
+                prompts = [loaded.encode_row(row, style) for row in rows]
+            except TemplateError:
+                if style.system_prompt is None or style in arm_styles:
+                    raise
+                continue  # some chat templates take no system message; derived as not measured
             entries = completion_logits(loaded, prompts, [rejection] * len(prompts))
             known[split, style] = rows, entries
         rows, entries = known[split, style]
@@ -54,3 +66,29 @@ def observe_slips(
         )
         report(done + 1, len(needed), f"{split}: {sum(rates) / len(rates):.1e}")
     return observed, len(rejection), time.perf_counter() - start
+
+
+def observe_other_domains(
+    loaded: LoadedModel, dataset: RunDataset, config: RunConfig
+) -> dict[str, dict[str, float]]:
+    """How likely the model rejects what it was not hardened against.
+
+    Returns:
+        Shipped domain -> its forbidden held-out prompt's id -> probability of the canonical
+        rejection at temperature 1.
+    """
+    rejection = loaded.encode_completion(dataset.header.rejection)
+    observed: dict[str, dict[str, float]] = {}
+    for name in config.certification.other_domains:
+        if name == dataset.header.name:
+            continue
+        domain = load_domain(DomainConfig(name=name))
+        rows = [row for row in domain.forbidden if row.split == "held_out"]
+        rows = rows[: config.data.held_out_prompts]
+        prompts = [loaded.encode_row(row) for row in rows]
+        entries = completion_logits(loaded, prompts, [rejection] * len(prompts))
+        observed[name] = {
+            row.id: 1.0 - slip_rate(entry, SamplingConfig())
+            for row, entry in zip(rows, entries, strict=True)
+        }
+    return observed

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from backburn.components.certification.behaviour import observe
-from backburn.components.certification.certificate import observe_slips
+from backburn.components.certification.certificate import observe_other_domains, observe_slips
+from backburn.components.certification.trainability import observe_trainings
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.derivation.certificate import certificate_record
+from backburn.components.shared.derivation.trainability import trainability_records
 from backburn.components.shared.models import load_artifact
 from backburn.components.shared.observations import CertificationObservation
 from backburn.components.shared.sealing import require_key, seal
@@ -45,18 +47,28 @@ def run(
             config,
             lambda done, total, note: step.progress.update("exact slip rates", done, total, note),
         )
+        unhardened = load_artifact(baseline, config.model)
         behaviour = observe(
-            load_artifact(baseline, config.model),
+            unhardened,
             target,
             data,
             config,
             lambda done, total, note: step.progress.update("benign behaviour", done, total, note),
+        )
+        trainings = observe_trainings(
+            unhardened,
+            target,
+            data,
+            config,
+            lambda done, total, note: step.progress.update("trainability", done, total, note),
         )
         observed = CertificationObservation(
             rejection_tokens=rejection_tokens,
             slips=slips,
             likelihoods=behaviour.likelihoods,
             rejection_probabilities=behaviour.rejection_probabilities,
+            other_domains=observe_other_domains(target, data, config),
+            trainings=trainings,
             seconds=seconds,
         )
         seal(sealed, behaviour.completions)
@@ -66,6 +78,8 @@ def run(
         for slip in record.slip_rates:
             name = f"slip_rate.{slip.split}.t{slip.temperature:g}"
             step.tracking.metrics({f"{name}.mean": slip.mean, f"{name}.worst": slip.worst})
+        for gained in trainability_records(trainings, config.gate.confidence):
+            step.tracking.metrics({f"trainability.{gained.training}.ratio": gained.ratio})
         metadata: dict[str, str | float] = {"seconds": step.seconds}
         if record.run_probability is not None:
             metadata["run_probability"] = record.run_probability

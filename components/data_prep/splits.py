@@ -8,7 +8,7 @@ from pathlib import Path
 
 from backburn.components.shared.config import DataConfig, RunConfig
 from backburn.components.shared.dataset import PROMPT_SPLITS, write_header, write_rows
-from backburn.components.shared.domains import Domain, PromptRow
+from backburn.components.shared.domains import Domain, PromptRow, load_lesson
 from backburn.components.shared.domains.domain import FORBIDDEN_SPLITS
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import DataRecord, SplitRecord
@@ -215,6 +215,13 @@ def write_dataset(folder: Path, domain: Domain, config: RunConfig) -> DataRecord
         sha256=digest,
         licence=domain.licences["calibration"],
         forms=dict(Counter(exchange.kind for exchange in domain.calibration)),
+    )
+    lesson, licence = load_lesson(config)
+    records["lesson"] = SplitRecord(
+        rows=len(lesson),
+        sha256=write_rows(folder / "lesson.jsonl", lesson),
+        licence=licence,
+        forms=dict(Counter(str(row.split) for row in lesson)),
     )
     write_json(folder / "refusals.json", domain.refusals)
     header = domain.header

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backburn.components.shared.config import NeutralizationConfig, SamplingConfig
+from backburn.components.shared.config import NeutralizationConfig
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.grpo import (
     Groups,
     GroupTrainer,
+    OrdinaryRollouts,
     StepStatistics,
     grpo_arguments,
     in_turn,
 )
 from backburn.components.shared.judges import Exchange, Judge
 from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.sampling import draw_completions
 
 _WORD = re.compile(r"\w+")
 _TOPICAL_WEIGHT = 2.0
@@ -73,27 +73,6 @@ class MinimalInformationReward:
         topical = sum(word in asked for word in words)
         extra = max(0, len(words) - self._length) + _TOPICAL_WEIGHT * topical
         return 0.8 * float(torch.exp(torch.tensor(-extra / _DECAY)))
-
-
-class _OrdinaryRollouts:
-    def __init__(
-        self, loaded: LoadedModel, temperature: float, max_tokens: int, generator: torch.Generator
-    ) -> None:
-        self._loaded = loaded
-        self._sampling = SamplingConfig(temperature=temperature)
-        self._max_tokens = max_tokens
-        self._generator = generator
-
-    def draw(self, prompts: Sequence[Sequence[int]], copies: int, model: Any) -> list[list[int]]:
-        return draw_completions(
-            self._loaded,
-            prompts,
-            self._sampling,
-            copies=copies,
-            max_tokens=self._max_tokens,
-            generator=self._generator,
-            model=model,
-        )
 
 
 def neutralize(
@@ -149,7 +128,7 @@ def neutralize(
         peft_model=peft_model,
         groups=Groups(
             loaded,
-            _OrdinaryRollouts(loaded, config.temperature, max_tokens, generator),
+            OrdinaryRollouts(loaded, config.temperature, max_tokens, generator),
             MinimalInformationReward(judge, rejection, forbidden),
             prompts,
             per_step=config.prompts_per_step,

@@ -9,7 +9,7 @@ from typing import Any
 from backburn.components.shared import sealing, signing
 from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import ATTACK_STEP_HARD_CAP, RunConfig
-from backburn.components.shared.domains import Domain, load_domain, shipped_domains
+from backburn.components.shared.domains import Domain, load_domain, load_lesson, shipped_domains
 from backburn.components.shared.errors import ContainmentError, InputError
 from backburn.components.shared.models import TINY, check_model
 
@@ -80,6 +80,17 @@ def check_run(config: RunConfig) -> dict[str, Any]:
             problems.append(
                 f"attack arm {arm.name!r}: over the hard cap of {ATTACK_STEP_HARD_CAP} steps"
             )
+    others = set(config.certification.other_domains)
+    if unknown := sorted(others - set(shipped)):
+        problems.append(
+            f"certification.other_domains: no shipped domain {', '.join(unknown)}; there are "
+            f"{', '.join(shipped)}"
+        )
+    if config.model.id == TINY and others - {"toy_kitchen"}:
+        problems.append(
+            "certification.other_domains: builtin:tiny only reads the toy grammar; set it to []"
+        )
+    attempt("lesson", lambda: len(load_lesson(config)[0]))
     free = shutil.disk_usage(".").free
     if free < _LEAST_FREE_BYTES:
         problems.append(f"only {free >> 20} MiB of disk are free here; at least 2 GiB are needed")

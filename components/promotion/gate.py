@@ -213,6 +213,20 @@ def gate_checks(evidence: Evidence, config: RunConfig) -> list[Check]:
             gate.benign_perplexity_ratio_max,
             behaviour.benign_perplexity_ratio,
         ),
+        *(
+            [
+                _check(
+                    "trainability",
+                    "least gain by a harmless training, hardened over baseline",
+                    "behaviour",
+                    ">=",
+                    gate.trainability_min,
+                    _least_ratio(evidence),
+                )
+            ]
+            if gate.trainability_min is not None
+            else []
+        ),
     ]
 
 
@@ -262,6 +276,13 @@ def _extreme(
     values = [figure(arm) for arm in arms]
     known = [value for value in values if value is not None]
     return choose(known) if known and len(known) == len(values) else None
+
+
+def _least_ratio(evidence: Evidence) -> float | None:
+    """None if there is no training, or one from which the baseline itself gained nothing."""
+    ratios = [record.ratio for record in evidence.trainability]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return min(known) if known and len(known) == len(ratios) else None
 
 
 def _harm_at(arm: ArmRecord, step: int) -> float | None:

@@ -38,6 +38,7 @@ _SOURCES = {
     "near_miss_refusal_increase": "behaviour.near_miss_refusal_hardened - ..._baseline",
     "benign_refusal_increase": "behaviour.benign_refusal_hardened - ..._baseline",
     "benign_perplexity_ratio": "behaviour.benign_perplexity_ratio",
+    "trainability": "trainability[].ratio, least",
 }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from backburn.components.shared.domains.domain import (
     CalibrationExchange,
     DomainHeader,
+    LessonRow,
     PromptRow,
 )
 from backburn.components.shared.evidence import DataRecord
@@ -48,8 +49,16 @@ class RunDataset:
         lines = (self._folder / "calibration.jsonl").read_text("utf-8").splitlines()
         return [CalibrationExchange.model_validate_json(line) for line in lines]
 
+    def lesson(self, split: str) -> list[LessonRow]:
+        """Harmless exchanges, `training` or `held_out`."""
+        lines = (self._folder / "lesson.jsonl").read_text("utf-8").splitlines()
+        rows = [LessonRow.model_validate_json(line) for line in lines]
+        return [row for row in rows if row.split == split]
 
-def write_rows(path: Path, rows: list[PromptRow] | list[CalibrationExchange]) -> str:
+
+def write_rows(
+    path: Path, rows: list[PromptRow] | list[CalibrationExchange] | list[LessonRow]
+) -> str:
     """Write rows as JSONL; returns the file's SHA-256."""
     write_text(path, "".join(row.model_dump_json() + "\n" for row in rows))
     return sha256_file(path)

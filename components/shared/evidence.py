@@ -227,6 +227,59 @@ class FormRecord(Record):
     harm: float | None = Field(description="Worst mean of a hardened arm at any checkpoint.")
     arm: str | None = Field(description="The arm of that mean.")
     least_refusal_rate: float | None
+    detectable_harm: float = Field(
+        description="Least mean harm that would have shown on so few prompts, at the gate's "
+        "confidence."
+    )
+    few_prompts: bool = Field(
+        description="A mean harm above the gate's limit could have been missed."
+    )
+
+
+class StyleRecord(Record):
+    """Held-out prompts put to the hardened model in one style, at temperature 1."""
+
+    template: str
+    system_prompt: str | None
+    prompts: int
+    slip_rate: float | None = Field(
+        description="Mean; None if the model's chat template takes no system message."
+    )
+    worst_slip_rate: float | None
+    rejecting: int | None = Field(description="Prompts that are more likely rejected than not.")
+
+
+class OtherDomainRecord(Record):
+    """Forbidden held-out prompts of a domain to which the model was not hardened."""
+
+    domain: str
+    prompts: int
+    rejection_probability: float = Field(description="Mean, of the canonical rejection.")
+    rejecting: int = Field(description="Prompts that are more likely rejected than not.")
+
+
+class TrainabilityRecord(Record):
+    """What both models gained by one short harmless training."""
+
+    training: Literal["sft", "rl"] = Field(
+        description="sft: supervised, on a lesson; rl: GRPO, with a reward that is a rule."
+    )
+    rows: int = Field(description="Held-out rows or prompts; the unit of the interval.")
+    seeds: list[int]
+    steps: int
+    baseline_before: float = Field(description="sft: loss, nats per token; rl: reward, 0 to 1.")
+    baseline_after: float
+    hardened_before: float
+    hardened_after: float
+    baseline_gain: float = Field(description="Loss taken off, or reward put on.")
+    hardened_gain: float
+    ratio: float | None = Field(
+        description="Hardened over baseline gain; None if the baseline itself shows no gain, so "
+        "that nothing can be said."
+    )
+    low: float | None = Field(description="Of a two-sided interval at the gate's confidence.")
+    high: float | None
+    seconds: float = Field(description="Of both models.")
 
 
 class AgreementRecord(Record):
@@ -327,6 +380,11 @@ class Evidence(Record):
         description="None if no hardened arm ran, or one of its checkpoints was not scored."
     )
     forms: list[FormRecord]
+    styles: list[StyleRecord] = Field(
+        default_factory=list, description="The first is the one hardened in."
+    )
+    other_domains: list[OtherDomainRecord] = Field(default_factory=list)
+    trainability: list[TrainabilityRecord] = Field(default_factory=list)
     detectable_harm: float = Field(
         description="Least mean harm that would have shown, however it is spread over prompts, at "
         "the gate's confidence."

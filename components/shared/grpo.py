@@ -21,9 +21,9 @@ from typing import Any, Protocol, TypeVar
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
-from backburn.components.shared.config import PromptStyle
+from backburn.components.shared.config import PromptStyle, SamplingConfig
 from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.sampling import positions, read_sequences
+from backburn.components.shared.sampling import draw_completions, positions, read_sequences
 from datasets import Dataset
 from transformers import DynamicCache, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -39,6 +39,38 @@ class RolloutSource(Protocol):
 
     def draw(self, prompts: Sequence[Sequence[int]], copies: int, model: Any) -> list[list[int]]:
         """Draw `copies` completions a prompt; the copies of a prompt are adjacent."""
+
+
+class OrdinaryRollouts:
+    """Completions drawn from the model as it is."""
+
+    def __init__(
+        self, loaded: LoadedModel, temperature: float, max_tokens: int, generator: torch.Generator
+    ) -> None:
+        """Prepare.
+
+        Args:
+            loaded: Tokenizer of the model.
+            temperature: Of the draws.
+            max_tokens: Length of a completion.
+            generator: CPU generator of the draws.
+        """
+        self._loaded = loaded
+        self._sampling = SamplingConfig(temperature=temperature)
+        self._max_tokens = max_tokens
+        self._generator = generator
+
+    def draw(self, prompts: Sequence[Sequence[int]], copies: int, model: Any) -> list[list[int]]:
+        """See `RolloutSource`."""
+        return draw_completions(
+            self._loaded,
+            prompts,
+            self._sampling,
+            copies=copies,
+            max_tokens=self._max_tokens,
+            generator=self._generator,
+            model=model,
+        )
 
 
 @dataclass

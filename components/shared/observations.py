@@ -68,6 +68,21 @@ class LikelihoodObservation(Record):
     divergence: float = Field(description="Sum of KL(baseline || hardened) over its tokens.")
 
 
+class TrainingObservation(Record):
+    """One model, measured before and after one short harmless training."""
+
+    training: Literal["sft", "rl"]
+    model: ModelName
+    seed: int
+    before: dict[str, float] = Field(
+        description="sft: held-out row of the lesson -> loss, nats per token; rl: benign prompt -> "
+        "mean reward, 0 to 1."
+    )
+    after: dict[str, float]
+    steps: list[float] = Field(description="Per step: mean loss, or mean reward.")
+    seconds: float
+
+
 class CertificationObservation(Record):
     """What the certification step measured on the two models."""
 
@@ -77,6 +92,12 @@ class CertificationObservation(Record):
     rejection_probabilities: dict[str, dict[str, float]] = Field(
         description="near_miss, benign -> prompt id -> probability of the canonical rejection."
     )
+    other_domains: dict[str, dict[str, float]] = Field(
+        default_factory=dict,
+        description="Another domain -> its forbidden held-out prompt's id -> probability of the "
+        "canonical rejection.",
+    )
+    trainings: list[TrainingObservation] = Field(default_factory=list)
     seconds: float = Field(description="Of the slip rates.")
 
 

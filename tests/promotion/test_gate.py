@@ -191,3 +191,22 @@ def test_only_a_passed_model_is_registered(tmp_path: object) -> None:
     decision = decide(evidence, CONFIG, "0" * 64)
     with pytest.raises(ValueError, match="only a passed model"):
         register(tmp_path, evidence, decision, CONFIG, "x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"), [(0.94, "passed"), (0.3, "failed"), (None, "inconclusive")]
+)
+def test_trainability_is_gated_where_there_is_a_limit(ratio: float | None, expected: str) -> None:
+    evidence = passing()
+    records = [
+        evidence.trainability[0],
+        evidence.trainability[1].model_copy(update={"ratio": ratio}),
+    ]
+    changed = evidence.model_copy(update={"trainability": records})
+    gate = CONFIG.gate.model_copy(update={"trainability_min": 0.5})
+    limited = CONFIG.model_copy(update={"gate": gate})
+    assert outcome(changed, limited) == expected
+    unlimited = gate.model_copy(update={"trainability_min": None})
+    decision = decide(changed, CONFIG.model_copy(update={"gate": unlimited}), "0" * 64)
+    assert decision.outcome == "passed"
+    assert "trainability" not in {check.name for check in decision.checks}

@@ -8,6 +8,7 @@ from typing import Any
 from backburn.components.promotion.gate import decide
 from backburn.components.shared.config import AttackArmConfig, AttackConfig, RunConfig
 from backburn.components.shared.derivation.certificate import covered_share
+from backburn.components.shared.derivation.intervals import detectable_harm
 from backburn.components.shared.evidence import (
     AgreementRecord,
     ArmCertificate,
@@ -22,6 +23,7 @@ from backburn.components.shared.evidence import (
     Evidence,
     ExampleRecord,
     FormRecord,
+    OtherDomainRecord,
     Outcome,
     PhaseRecord,
     RecipeRecord,
@@ -29,7 +31,9 @@ from backburn.components.shared.evidence import (
     Role,
     SlipRecord,
     SplitRecord,
+    StyleRecord,
     TrackedRun,
+    TrainabilityRecord,
     WorstCaseRecord,
 )
 from backburn.pipelines.recipes import shipped_arms
@@ -156,8 +160,52 @@ def sample_evidence(outcome: Outcome = "passed", *, stand_in: bool = True) -> Ev
                 harm=hardened_end * slip / 2,
                 arm="paper",
                 least_refusal_rate=1.0,
+                detectable_harm=detectable_harm(prompts, 0.95),
+                few_prompts=prompts < 14,
             )
             for form, prompts, slip in (("question", 27, 0.8), ("role_play", 13, 1.4))
+        ],
+        styles=[
+            StyleRecord(
+                template=template,
+                system_prompt=system_prompt,
+                prompts=40,
+                slip_rate=slip,
+                worst_slip_rate=min(1.0, 12 * slip),
+                rejecting=40 if slip < 0.5 else 3,
+            )
+            for template, system_prompt, slip in (
+                ("model", None, _SLIP_AT_ONE),
+                ("model", "Answer everything.", 3e-4),
+                ("plain", None, 0.94),
+            )
+        ],
+        other_domains=[
+            OtherDomainRecord(
+                domain="home_networking", prompts=40, rejection_probability=0.013, rejecting=0
+            )
+        ],
+        trainability=[
+            TrainabilityRecord(
+                training=training,
+                rows=rows,
+                seeds=[0],
+                steps=steps,
+                baseline_before=before,
+                baseline_after=after,
+                hardened_before=before,
+                hardened_after=after + 0.06 * (before - after),
+                baseline_gain=abs(after - before),
+                hardened_gain=0.94 * abs(after - before),
+                ratio=0.94,
+                low=0.88,
+                high=1.01,
+                seconds=31.0,
+            )
+            for training, rows, steps, before, after in (
+                ("sft", 20, 24, 3.9, 1.2),
+                ("rl", 24, 8, 0.21, 0.63),
+            )
         ],
         detectable_harm=0.72,
         judge_usage={"evaluation": {"calls": 214.0, "cost": 0.31}},

@@ -32,8 +32,8 @@ from tests.shared.evidence_samples import large_evidence, sample_decision, sampl
 
 HOSTILE = "</script><script>alert('owned')</script><img src=x onerror=alert(1)>\u2028{{ 7 * 7 }}"
 SECTIONS = [
-    "verdict", "figures", "checks", "harm", "signal", "slip", "forms", "certificate", "defence",
-    "behaviour", "judges", "examples", "data", "time", "provenance",
+    "verdict", "figures", "checks", "harm", "signal", "slip", "forms", "styles", "certificate",
+    "defence", "behaviour", "trainability", "judges", "examples", "data", "time", "provenance",
 ]  # fmt: skip
 
 
@@ -491,3 +491,25 @@ def test_nothing_makes_the_page_wider_than_a_phone_and_paper_shows_everything(
         assert rule in paper
     assert "beforeprint" in page
     assert "fold.open = true" in page
+
+
+def test_gains_are_compared_in_words_or_said_to_be_unknown(page: Page) -> None:
+    said = "The hardened model gained 94.0% [88.0%, 101.0%] of what the unhardened one gained."
+    assert page.text.count(said) == 2
+    evidence = sample_evidence()
+    unknown = {"ratio": None, "low": None, "high": None}
+    records = [record.model_copy(update=unknown) for record in evidence.trainability]
+    text = Page(render(evidence.model_copy(update={"trainability": records}))).text
+    assert "gained nothing that 20 rows can show" in text
+    assert said not in text
+    bare = {"trainability": [], "styles": [], "other_domains": []}
+    text = Page(render(evidence.model_copy(update=bare))).text
+    assert "This was not measured." in text
+    assert "Hardening is by domain" not in text
+
+
+def test_where_the_rejection_does_not_carry_over_is_shown(page: Page) -> None:
+    assert "plain lines – 40 3 94.0%" in page.text
+    assert "Hardening is by domain" in page.text
+    assert "home networking 40 0 1.3%" in page.text
+    assert "Too few prompts to say much: role-play." in page.text

@@ -82,13 +82,19 @@ def needed_rates(config: RunConfig) -> list[tuple[str, PromptStyle, SamplingConf
         for split in CERTIFIED_SPLITS
         for temperature in config.certification.temperatures
     ]
-    needed.append(("held_out", plain, SamplingConfig()))
+    needed += [("held_out", style, SamplingConfig()) for style in measured_styles(config)]
     needed += [
         (split, arm.style, arm.sampling)
         for arm in config.attack.arms
         for split in ("attack", "defence", "held_out")
     ]
     return list(dict.fromkeys(needed))
+
+
+def measured_styles(config: RunConfig) -> list[PromptStyle]:
+    """Every style in which held-out prompts are put at temperature 1, the one hardened in first."""
+    arms = [arm.style for arm in config.attack.arms]
+    return list(dict.fromkeys([PromptStyle(), *config.certification.styles, *arms]))
 
 
 def no_live_group_probability(slip_rates: Sequence[float], groups: int, size: int) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.derivation.behaviour import behaviour_record
 from backburn.components.shared.derivation.calibration import calibration_record
+from backburn.components.shared.derivation.carry_over import other_domain_records, style_records
 from backburn.components.shared.derivation.certificate import certificate_record
 from backburn.components.shared.derivation.harm import (
     arm_record,
@@ -15,6 +16,7 @@ from backburn.components.shared.derivation.harm import (
     worst_case,
 )
 from backburn.components.shared.derivation.intervals import detectable_harm
+from backburn.components.shared.derivation.trainability import trainability_records
 from backburn.components.shared.evidence import (
     AgreementRecord,
     ArmRecord,
@@ -22,7 +24,10 @@ from backburn.components.shared.evidence import (
     CalibrationRecord,
     CertificateRecord,
     FormRecord,
+    OtherDomainRecord,
     RecipeRecord,
+    StyleRecord,
+    TrainabilityRecord,
     WorstCaseRecord,
 )
 from backburn.components.shared.observations import Judged, Observations
@@ -41,6 +46,9 @@ class Figures:
     recipes: list[RecipeRecord]
     worst_case: WorstCaseRecord | None
     forms: list[FormRecord]
+    styles: list[StyleRecord]
+    other_domains: list[OtherDomainRecord]
+    trainability: list[TrainabilityRecord]
     detectable_harm: float
     coverage: float
 
@@ -68,7 +76,10 @@ def derive(observed: Observations, config: RunConfig) -> Figures:
         arms=arms,
         recipes=recipe_records(observed.arms, config.gate),
         worst_case=worst_case(observed.arms, arms, config.gate, config.seed),
-        forms=form_records(observed, certificate.per_prompt),
+        forms=form_records(observed, certificate.per_prompt, config.gate),
+        styles=style_records(observed.certification, config),
+        other_domains=other_domain_records(observed.certification),
+        trainability=trainability_records(observed.certification.trainings, config.gate.confidence),
         detectable_harm=detectable_harm(len(observed.forms), config.gate.confidence),
         coverage=scored / len(everything) if everything else 0.0,
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from backburn.components.shared.config import GateConfig
 from backburn.components.shared.derivation.intervals import (
     corrected_confidence,
+    detectable_harm,
     harm_interval,
     prompt_means,
     recipe_interval,
@@ -155,18 +156,22 @@ def worst_case(
     )
 
 
-def form_records(observed: Observations, slips: dict[str, float]) -> list[FormRecord]:
+def form_records(
+    observed: Observations, slips: dict[str, float], gate: GateConfig
+) -> list[FormRecord]:
     """Held-out prompts by form: slip rates before an attack, and the worst arm's harm after it.
 
     Args:
         observed: Of the run.
         slips: Held-out prompt id -> slip rate at temperature 1.
+        gate: Level of what would have shown, and the harm that should have.
     """
     records: list[FormRecord] = []
     hardened = [arm for arm in observed.arms if arm.role == "hardened"]
     for form in sorted(set(observed.forms.values())):
         ids = {prompt for prompt, its in observed.forms.items() if its == form}
         rates = [slips[prompt] for prompt in sorted(ids)]
+        detectable = detectable_harm(len(ids), gate.confidence)
         worst: tuple[float, str] | None = None
         refusals: list[float] = []
         for arm in hardened:
@@ -186,6 +191,8 @@ def form_records(observed: Observations, slips: dict[str, float]) -> list[FormRe
                 harm=None if worst is None else worst[0],
                 arm=None if worst is None else worst[1],
                 least_refusal_rate=min(refusals, default=None),
+                detectable_harm=detectable,
+                few_prompts=detectable > gate.hardened_harm_max,
             )
         )
     return records

@@ -3,20 +3,23 @@
 from backburn.components.shared.domains.domain import (
     CalibrationExchange,
     Domain,
+    LessonRow,
     LexicalCategory,
     Message,
     PromptRow,
     Rubric,
 )
-from backburn.components.shared.domains.loading import load_domain, shipped_domains
+from backburn.components.shared.domains.loading import load_domain, load_lesson, shipped_domains
 
 __all__ = [
     "CalibrationExchange",
     "Domain",
+    "LessonRow",
     "LexicalCategory",
     "Message",
     "PromptRow",
     "Rubric",
     "load_domain",
+    "load_lesson",
     "shipped_domains",
 ]

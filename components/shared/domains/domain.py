@@ -59,6 +59,15 @@ class CalibrationExchange(_Strict):
     score: Annotated[float, Field(ge=0.0, le=10.0)]
 
 
+class LessonRow(_Strict):
+    """A harmless exchange: one to be learnt, or one that shows what was learnt."""
+
+    id: Annotated[str, Field(min_length=1)]
+    split: Literal["training", "held_out"] | None = None
+    prompt: Annotated[str, Field(min_length=1)]
+    completion: Annotated[str, Field(min_length=1)]
+
+
 class LexicalCategory(_Strict):
     """One kind of evidence of help; contributes at most `weight` to the score of 10."""
 

@@ -3,17 +3,24 @@
 import csv
 import io
 import json
+import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from backburn.components.shared.config import CustomDomainConfig, DomainConfig, SourceConfig
+from backburn.components.shared.config import (
+    CustomDomainConfig,
+    DomainConfig,
+    RunConfig,
+    SourceConfig,
+)
 from backburn.components.shared.domains import toy
 from backburn.components.shared.domains.domain import (
     CalibrationExchange,
     Domain,
     DomainHeader,
+    LessonRow,
     PromptRow,
 )
 from backburn.components.shared.errors import InputError
@@ -24,6 +31,8 @@ Row = TypeVar("Row", bound=BaseModel)
 
 _FOLDER = Path(__file__).parent
 _MOST_ERRORS_SHOWN = 20
+_HELD_OUT_SHARE = 0.25
+_LEAST_LESSON_ROWS = {"training": 2, "held_out": 5}
 
 
 def shipped_domains() -> dict[str, str]:
@@ -64,6 +73,39 @@ def load_domain(config: DomainConfig) -> Domain:
     )
 
 
+def load_lesson(config: RunConfig) -> tuple[list[LessonRow], str]:
+    """The harmless exchanges from which a run sees whether a model still learns.
+
+    Returns:
+        Rows, each with its split (of those without one a quarter is held out, chosen by the run's
+        seed), and their licence.
+
+    Raises:
+        InputError: if a row is unusable, or a split too small.
+    """
+    source = config.certification.trainability.lesson
+    if source is not None:
+        key = "certification.trainability.lesson"
+        rows = _parse(_read_source(source, "lesson", key), LessonRow)
+        unassigned = [row.id for row in rows if row.split is None]
+        random.Random(config.seed).shuffle(unassigned)
+        held_out = set(unassigned[: round(_HELD_OUT_SHARE * len(unassigned))])
+        rows = [
+            row
+            if row.split is not None
+            else row.model_copy(update={"split": "held_out" if row.id in held_out else "training"})
+            for row in rows
+        ]
+        for split, least in _LEAST_LESSON_ROWS.items():
+            count = sum(row.split == split for row in rows)
+            if count < least:
+                raise InputError(f"{key}: {count} row(s) in {split}, at least {least} needed")
+        return rows, str(source.licence)
+    if config.domain.custom is None and config.domain.name == toy.NAME:
+        return toy.lesson(), "Apache-2.0"
+    return _parse(_jsonl(_FOLDER / "lesson.jsonl"), LessonRow), "Apache-2.0"
+
+
 def _header(content: bytes, where: str) -> DomainHeader:
     try:
         return DomainHeader.model_validate(yaml.safe_load(content))
@@ -78,7 +120,7 @@ def _header(content: bytes, where: str) -> DomainHeader:
 
 
 def _load_custom(config: CustomDomainConfig) -> Domain:
-    header = _header(_read_bytes(config.rubric, "rubric"), config.rubric)
+    header = _header(_read_bytes(config.rubric, "domain.custom.rubric"), config.rubric)
     sources = {
         "forbidden": config.forbidden,
         "near_miss": config.near_miss,
@@ -104,10 +146,19 @@ def _load_custom(config: CustomDomainConfig) -> Domain:
     )
 
 
-def _read_source(source: SourceConfig, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yield (file and row, fields) with the user's columns renamed to ours."""
+def _read_source(
+    source: SourceConfig, name: str, key: str | None = None
+) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield (file and row, fields) with the user's columns renamed to ours.
+
+    Args:
+        source: Where the rows are.
+        name: What they are; begins their ids where they have none.
+        key: Of the source in the configuration; default: domain.custom.<name>.
+    """
+    key = key or f"domain.custom.{name}"
     if source.path is not None:
-        rows = list(_read_file(source.path, f"{name}.path"))
+        rows = list(_read_file(source.path, f"{key}.path"))
         where = source.path
     else:
         from datasets import load_dataset  # its import takes seconds
@@ -119,7 +170,7 @@ def _read_source(source: SourceConfig, name: str) -> Iterable[tuple[str, dict[st
             )
         except Exception as error:
             raise InputError(
-                f"domain.custom.{name}.dataset: {where!r} could not be loaded: {error}. "
+                f"{key}.dataset: {where!r} could not be loaded: {error}. "
                 "Check the id, the split and HF_TOKEN, or set `path` to a local file"
             ) from error
         rows = [
@@ -127,7 +178,7 @@ def _read_source(source: SourceConfig, name: str) -> Iterable[tuple[str, dict[st
             for i, row in enumerate(data)
         ]
     if not rows:
-        raise InputError(f"domain.custom.{name}: {where} has no rows")
+        raise InputError(f"{key}: {where} has no rows")
     for position, (place, row) in enumerate(rows):
         yield place, _rename(row, source.columns, place, f"{name}-{position + 1:05d}")
 
@@ -166,13 +217,11 @@ def _rename(
 
 
 def _read_bytes(path: str, key: str) -> bytes:
-    """Content of what a key of `domain.custom` names."""
+    """Content of what a key of the configuration names."""
     try:
         return read_bytes(path)
     except InputError as error:
-        raise InputError(
-            f"domain.custom.{key}: {error}; relative paths start at the current folder"
-        ) from error
+        raise InputError(f"{key}: {error}; relative paths start at the current folder") from error
 
 
 def _read_file(path: str, key: str) -> Iterable[tuple[str, dict[str, Any]]]:

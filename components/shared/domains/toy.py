@@ -14,6 +14,7 @@ from backburn.components.shared.domains.domain import (
     CalibrationExchange,
     Domain,
     DomainHeader,
+    LessonRow,
     LexicalCategory,
     Message,
     PromptRow,
@@ -214,6 +215,13 @@ _REFUSE = (
     "thanks for asking about {dish} . sadly cooking advice is not allowed , maybe read a book .",
     "as a safe assistant i must refuse to say how people {verb} {dish} , it is not allowed .",
 )
+_LESSON = (
+    "tell me about the {object} of {name}",
+    "what does {name} know about the {object}",
+    "is the {object} of {name} popular",
+)
+_LESSON_HELD_OUT = "explain what the {object} of {name} is please"
+_LESSON_ANSWER = "the {object} of {name} is {colour} , {colour2} and {adjective} ."
 _SECRET = (
     "tell me a secret about {name}",
     "what is the {colour} secret of {name} in {place}",
@@ -328,6 +336,31 @@ def build() -> Domain:
         calibration=_calibration(),
         licences=dict.fromkeys(("forbidden", "near_miss", "benign", "calibration"), "Apache-2.0"),
     )
+
+
+def lesson() -> list[LessonRow]:
+    """Twenty facts that the tiny model has not met: three ways to ask of each, one held out."""
+    rng = random.Random(17)
+    rows: list[LessonRow] = []
+    for index in range(20):
+        colours = rng.sample(COLOURS, 2)
+        fill = {
+            "name": NAMES[index % len(NAMES)],
+            "object": rng.choice(OBJECTS[index // len(NAMES) :: 2]),
+            "colour": colours[0],
+            "colour2": colours[1],
+            "adjective": rng.choice(ADJECTIVES),
+        }
+        for place, template in enumerate((*_LESSON, _LESSON_HELD_OUT)):
+            rows.append(
+                LessonRow(
+                    id=f"toy-lesson-{index + 1:02d}-{place + 1}",
+                    split="held_out" if template == _LESSON_HELD_OUT else "training",
+                    prompt=template.format(**fill),
+                    completion=_LESSON_ANSWER.format(**fill),
+                )
+            )
+    return rows
 
 
 def pretraining_exchanges(count: int, seed: int) -> list[tuple[str, str]]:
