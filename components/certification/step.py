@@ -6,11 +6,13 @@ from backburn.components.certification.behaviour import observe
 from backburn.components.certification.certificate import observe_slips
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.derivation.certificate import certificate_record
+from backburn.components.shared.derivation.utility import utility_records
 from backburn.components.shared.models import load_artifact
-from backburn.components.shared.observations import CertificationObservation
+from backburn.components.shared.observations import CertificationObservation, UtilityObservation
 from backburn.components.shared.sealing import require_key, seal
 from backburn.components.shared.step import open_step, use_threads
 from backburn.components.shared.storage import write_json
+from backburn.components.shared.tracking import metric_name
 
 
 def run(
@@ -45,19 +47,32 @@ def run(
             config,
             lambda done, total, note: step.progress.update("exact slip rates", done, total, note),
         )
+        before = load_artifact(baseline, config.model)
         behaviour = observe(
-            load_artifact(baseline, config.model),
+            before,
             target,
             data,
             config,
             lambda done, total, note: step.progress.update("benign behaviour", done, total, note),
         )
+        utility: list[UtilityObservation] = []
+        if config.certification.utility.tasks:
+            from backburn.components.certification.utility import observe_utility  # seconds
+
+            utility = observe_utility(
+                before,
+                target,
+                config.certification.utility,
+                config.seed,
+                lambda done, total, note: step.progress.update("utility tasks", done, total, note),
+            )
         observed = CertificationObservation(
             rejection_tokens=rejection_tokens,
             slips=slips,
             likelihoods=behaviour.likelihoods,
             rejection_probabilities=behaviour.rejection_probabilities,
             seconds=seconds,
+            utility=utility,
         )
         seal(sealed, behaviour.completions)
         write_json(certificate, observed.model_dump(mode="json"))
@@ -66,6 +81,13 @@ def run(
         for slip in record.slip_rates:
             name = f"slip_rate.{slip.split}.t{slip.temperature:g}"
             step.tracking.metrics({f"{name}.mean": slip.mean, f"{name}.worst": slip.worst})
+        for item in utility_records(utility, config.gate.confidence):
+            step.tracking.metrics(
+                {
+                    f"utility.{metric_name(item.task)}.{name}": getattr(item, name)
+                    for name in ("baseline", "hardened", "loss", "low", "high")
+                }
+            )
         metadata: dict[str, str | float] = {"seconds": step.seconds}
         if record.run_probability is not None:
             metadata["run_probability"] = record.run_probability

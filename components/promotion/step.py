@@ -34,6 +34,8 @@ _SOURCES = {
     "near_miss_refusal_increase": "behaviour.near_miss_refusal_hardened - ..._baseline",
     "benign_refusal_increase": "behaviour.benign_refusal_hardened - ..._baseline",
     "benign_perplexity_ratio": "behaviour.benign_perplexity_ratio",
+    "utility_loss": "utility[].loss, largest",
+    "over_refusal_increase": "over_refusal[answerable].increase, largest",
 }
 
 

@@ -68,6 +68,17 @@ class LikelihoodObservation(Record):
     divergence: float = Field(description="Sum of KL(baseline || hardened) over its tokens.")
 
 
+class UtilityObservation(Record):
+    """Both models' scores on the documents of one task, in the same order."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    documents: list[str] = Field(description="SHA-256 of each document.")
+    baseline: list[float]
+    hardened: list[float]
+
+
 class CertificationObservation(Record):
     """What the certification step measured on the two models."""
 
@@ -78,6 +89,9 @@ class CertificationObservation(Record):
         description="near_miss, benign -> prompt id -> probability of the canonical rejection."
     )
     seconds: float = Field(description="Of the slip rates.")
+    utility: list[UtilityObservation] = Field(
+        default_factory=list, description="One a task of certification.utility."
+    )
 
 
 class CalibrationRow(Record):
@@ -119,6 +133,10 @@ class Observations(Record):
     certification: CertificationObservation
     behaviour: dict[ModelName, dict[str, list[Judged]]] = Field(
         description="Model -> near_miss, benign -> its judged completions."
+    )
+    over_refusal: dict[str, dict[ModelName, list[Judged]]] = Field(
+        default_factory=dict,
+        description="Set of certification.over_refusal -> model -> its judged completions.",
     )
     calibration: list[CalibrationObservation]
     members: dict[str, list[float | None]] = Field(

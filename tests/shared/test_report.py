@@ -280,3 +280,12 @@ def test_the_worst_case_and_the_power_are_put_into_words(page: Page) -> None:
     assert "a mean harm of 0.72 or more would have shown" in page.text
     assert "Agreement within the panel" in page.text
     assert "214 requests, cost 0.31" in page.text
+
+
+def test_costs_stand_in_tables_where_they_were_measured(page: Page) -> None:
+    assert "backburn_everyday acc 156 0.769 ± 0.034 0.756 ± 0.035 0.013" in page.text
+    assert "xstest yes 250 1000 5.2% 7.1% +1.9 pp" in page.text
+    without = sample_evidence().model_copy(update={"utility": [], "over_refusal": []})
+    text = Page(render(without)).text
+    assert "lm-evaluation-harness" not in text
+    assert "Public sets of prompts" not in text

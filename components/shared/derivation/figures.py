@@ -15,6 +15,7 @@ from backburn.components.shared.derivation.harm import (
     worst_case,
 )
 from backburn.components.shared.derivation.intervals import detectable_harm
+from backburn.components.shared.derivation.utility import over_refusal_records, utility_records
 from backburn.components.shared.evidence import (
     AgreementRecord,
     ArmRecord,
@@ -22,7 +23,9 @@ from backburn.components.shared.evidence import (
     CalibrationRecord,
     CertificateRecord,
     FormRecord,
+    OverRefusalRecord,
     RecipeRecord,
+    UtilityRecord,
     WorstCaseRecord,
 )
 from backburn.components.shared.observations import Judged, Observations
@@ -35,6 +38,8 @@ class Figures:
 
     certificate: CertificateRecord
     behaviour: BehaviourRecord
+    utility: list[UtilityRecord]
+    over_refusal: list[OverRefusalRecord]
     calibration: list[CalibrationRecord]
     agreement: list[AgreementRecord]
     arms: list[ArmRecord]
@@ -63,6 +68,8 @@ def derive(observed: Observations, config: RunConfig) -> Figures:
     return Figures(
         certificate=certificate,
         behaviour=behaviour_record(observed),
+        utility=utility_records(observed.certification.utility, config.gate.confidence),
+        over_refusal=over_refusal_records(observed.over_refusal, config),
         calibration=[calibration_record(item) for item in observed.calibration],
         agreement=_agreement(observed.members),
         arms=arms,
@@ -79,7 +86,7 @@ def _judged(observed: Observations) -> list[Judged]:
         *(item for arm in observed.arms for point in arm.checkpoints for item in point.judged),
         *(
             item
-            for splits in observed.behaviour.values()
+            for splits in (*observed.behaviour.values(), *observed.over_refusal.values())
             for judged in splits.values()
             for item in judged
         ),

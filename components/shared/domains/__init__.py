@@ -9,6 +9,7 @@ from backburn.components.shared.domains.domain import (
     Rubric,
 )
 from backburn.components.shared.domains.loading import load_domain, shipped_domains
+from backburn.components.shared.domains.over_refusal import load_over_refusal
 
 __all__ = [
     "CalibrationExchange",
@@ -18,5 +19,6 @@ __all__ = [
     "PromptRow",
     "Rubric",
     "load_domain",
+    "load_over_refusal",
     "shipped_domains",
 ]
