@@ -3,6 +3,7 @@
 import platform
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -85,7 +86,7 @@ def check_run(config: RunConfig) -> dict[str, Any]:
 
         attempt("utility tasks", lambda: check_tasks(utility))
     for item in config.certification.over_refusal:
-        attempt(f"over-refusal {item.name}", lambda item=item: _check_set(item, config.seed))
+        attempt(f"over-refusal {item.name}", partial(_check_set, item, config.seed))
     shipped = shipped_domains()
     for arm in config.attack.arms:
         if arm.domain is not None and arm.domain not in shipped:

@@ -86,8 +86,14 @@ def _judged(observed: Observations) -> list[Judged]:
         *(item for arm in observed.arms for point in arm.checkpoints for item in point.judged),
         *(
             item
-            for splits in (*observed.behaviour.values(), *observed.over_refusal.values())
+            for splits in observed.behaviour.values()
             for judged in splits.values()
+            for item in judged
+        ),
+        *(
+            item
+            for models in observed.over_refusal.values()
+            for judged in models.values()
             for item in judged
         ),
     ]
