@@ -1,10 +1,12 @@
-"""The table of results says first what breaks through."""
+"""The table of results says first what breaks through; that of utility shows both models."""
 
 from typing import Any
 
 import pytest
 
+from benchmarks import utility
 from benchmarks.results import table
+from tests.shared.evidence_samples import sample_evidence
 
 
 def row(defence: str, arm: str, seed: int, harm: float) -> dict[str, Any]:
@@ -47,3 +49,10 @@ def test_the_first_line_names_what_breaks_through(hot: float, first: str) -> Non
 
 def test_nothing_run_is_said_to_be_nothing() -> None:
     assert "has not been attacked" in table([])
+
+
+def test_the_table_of_utility_shows_both_models() -> None:
+    text = utility.table(sample_evidence().utility, 0.95)
+    scores = "0.769 ± 0.034 | 0.756 ± 0.035 | +0.013 [-0.012, +0.038]"
+    assert text.splitlines()[-1] == f"| backburn_everyday | acc | 156 | {scores} |"
+    assert "loss [95%]" in text

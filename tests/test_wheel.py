@@ -29,5 +29,7 @@ def test_wheel_content(tmp_path: Path) -> None:
         "backburn/components/shared/report/report.html",
         "backburn/components/shared/report/report.css",
         "backburn/components/rl_attack/component.py",
+        "backburn/components/shared/utility/everyday.yaml",
+        "backburn/components/shared/utility/everyday.jsonl",
     ):
         assert needed in names, needed

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from backburn.components.shared.dataset import PROMPT_SPLITS, RunDataset
+from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import BaselineRecord
@@ -136,7 +136,7 @@ def check_prompt_lengths(loaded: LoadedModel, data: RunDataset, most: int) -> No
     """
     long = [
         f"{row.source or row.id}: {length} tokens"
-        for split in PROMPT_SPLITS
+        for split in data.prompt_splits
         for row in data.rows(split)
         if (length := len(loaded.encode_row(row))) > most
     ]

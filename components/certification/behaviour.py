@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from backburn.components.shared.config import RunConfig, SamplingConfig
-from backburn.components.shared.dataset import RunDataset
+from backburn.components.shared.dataset import RunDataset, over_refusal_split
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.observations import LikelihoodObservation
@@ -36,16 +36,18 @@ def observe(
     """Draw completions of both models and compare their distributions on benign answers.
 
     Returns:
-        Completions of both models on near-miss and benign prompts, both models' likelihoods of
-        the baseline's own benign answers, and the exact probability of the rejection.
+        Completions of both models on near-miss and benign prompts and on the sets of
+        `certification.over_refusal`, both models' likelihoods of the baseline's own benign
+        answers, and the exact probability of the rejection on near-miss and benign prompts.
     """
     completions: list[dict[str, Any]] = []
     rejections: dict[str, dict[str, float]] = {}
-    total = 2 * len(BENIGN_SPLITS)
+    sets = [over_refusal_split(item.name) for item in config.certification.over_refusal]
+    total = 2 * len(BENIGN_SPLITS) + 2 * len(sets)
     copies = config.certification.behaviour_completions
     answers: list[list[int]] = []
     done = 0
-    for split in BENIGN_SPLITS:
+    for split in (*BENIGN_SPLITS, *sets):
         rows = dataset.rows(split)
         prompts = [baseline.encode_row(row) for row in rows]
         for model_name, loaded in (("baseline", baseline), ("hardened", hardened)):
@@ -71,6 +73,8 @@ def observe(
                 answers = drawn[::copies]
             done += 1
             report(done, total, f"{model_name} on {split}")
+        if split in sets:
+            continue
         rejection = hardened.encode_completion(dataset.header.rejection)
         entries = completion_logits(hardened, prompts, [rejection] * len(prompts))
         rejections[split] = {

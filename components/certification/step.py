@@ -8,11 +8,13 @@ from backburn.components.certification.trainability import observe_trainings
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.derivation.certificate import certificate_record
 from backburn.components.shared.derivation.trainability import trainability_records
+from backburn.components.shared.derivation.utility import utility_records
 from backburn.components.shared.models import load_artifact
-from backburn.components.shared.observations import CertificationObservation
+from backburn.components.shared.observations import CertificationObservation, UtilityObservation
 from backburn.components.shared.sealing import require_key, seal
 from backburn.components.shared.step import open_step, use_threads
 from backburn.components.shared.storage import write_json
+from backburn.components.shared.tracking import metric_name
 
 
 def run(
@@ -62,6 +64,17 @@ def run(
             config,
             lambda done, total, note: step.progress.update("trainability", done, total, note),
         )
+        utility: list[UtilityObservation] = []
+        if config.certification.utility.tasks:
+            from backburn.components.certification.utility import observe_utility  # seconds
+
+            utility = observe_utility(
+                unhardened,
+                target,
+                config.certification.utility,
+                config.seed,
+                lambda done, total, note: step.progress.update("utility tasks", done, total, note),
+            )
         observed = CertificationObservation(
             rejection_tokens=rejection_tokens,
             slips=slips,
@@ -70,6 +83,7 @@ def run(
             other_domains=observe_other_domains(target, data, config),
             trainings=trainings,
             seconds=seconds,
+            utility=utility,
         )
         seal(sealed, behaviour.completions)
         write_json(certificate, observed.model_dump(mode="json"))
@@ -80,6 +94,13 @@ def run(
             step.tracking.metrics({f"{name}.mean": slip.mean, f"{name}.worst": slip.worst})
         for gained in trainability_records(trainings, config.gate.confidence):
             step.tracking.metrics({f"trainability.{gained.training}.ratio": gained.ratio})
+        for item in utility_records(utility, config.gate.confidence):
+            step.tracking.metrics(
+                {
+                    f"utility.{metric_name(item.task)}.{name}": getattr(item, name)
+                    for name in ("baseline", "hardened", "loss", "low", "high")
+                }
+            )
         metadata: dict[str, str | float] = {"seconds": step.seconds}
         if record.run_probability is not None:
             metadata["run_probability"] = record.run_probability

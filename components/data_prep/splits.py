@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backburn.components.shared.config import DataConfig, RunConfig
-from backburn.components.shared.dataset import PROMPT_SPLITS, write_header, write_rows
-from backburn.components.shared.domains import Domain, PromptRow, load_lesson
+from backburn.components.shared.dataset import (
+    PROMPT_SPLITS,
+    over_refusal_split,
+    write_header,
+    write_rows,
+)
+from backburn.components.shared.domains import Domain, PromptRow, load_lesson, load_over_refusal
 from backburn.components.shared.domains.domain import FORBIDDEN_SPLITS
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import DataRecord, SplitRecord
@@ -23,6 +28,9 @@ _TEMPLATE_SPLITS = {
     "benign": "benign",
     "benign_defence": "benign",
 }
+_SETS_MAY_SHARE = ("near_miss", "benign")
+"""Splits that only measure, as the sets of `certification.over_refusal` do."""
+
 _LEAST_ROWS = {
     "defence": 2,
     "validation": 2,
@@ -71,12 +79,19 @@ def make_splits(domain: Domain, config: DataConfig, seed: int) -> dict[str, list
 
 
 def run_splits(domain: Domain, config: RunConfig) -> dict[str, list[PromptRow]]:
-    """The splits of a run; see `make_splits`.
+    """The splits of a run; see `make_splits`. Sets of `certification.over_refusal` are splits too.
 
     Raises:
-        InputError: as `make_splits` does, and if an attack arm wants more prompts than there are.
+        InputError: as `make_splits` does, if an attack arm wants more prompts than there are, and
+            if a set of `certification.over_refusal` is unusable.
     """
     splits = make_splits(domain, config.data, config.seed)
+    sets = {
+        over_refusal_split(item.name): load_over_refusal(item, config.seed)
+        for item in config.certification.over_refusal
+    }
+    _check_lengths(sets)
+    _check_sets(sets, splits, config.data.near_duplicate_threshold)
     attack, defence = len(splits["attack"]), len(splits["defence"])
     short = [
         f"attack arm {arm.name!r} wants {arm.prompts} prompts"
@@ -88,7 +103,7 @@ def run_splits(domain: Domain, config: RunConfig) -> dict[str, list[PromptRow]]:
             f"the domain has {attack} attack and {defence} defence prompts, too few for its "
             f"arms; lower an arm's prompts or add rows:\n  " + "\n  ".join(short)
         )
-    return splits
+    return {**splits, **sets}
 
 
 def _divide(
@@ -154,20 +169,13 @@ def _check_lengths(splits: dict[str, list[PromptRow]]) -> None:
 
 def _check_disjoint(splits: dict[str, list[PromptRow]], threshold: float) -> None:
     """Compare every two rows of different splits by the Jaccard similarity of their word sets."""
-    entries = [
-        (name, row, frozenset(_WORD.findall(_conversation(row).lower())))
-        for name in PROMPT_SPLITS
-        for row in splits[name]
-    ]
+    entries = [(name, row, _words(row)) for name in PROMPT_SPLITS for row in splits[name]]
     clashes: list[str] = []
     for index, (name, row, words) in enumerate(entries):
         for other_name, other, other_words in entries[index + 1 :]:
-            if name == other_name or not words or not other_words:
+            if name == other_name:
                 continue
-            smaller, larger = sorted((len(words), len(other_words)))
-            if smaller < threshold * larger:
-                continue  # Jaccard cannot reach the threshold
-            similarity = len(words & other_words) / len(words | other_words)
+            similarity = _similarity(words, other_words, threshold)
             if similarity >= threshold:
                 clashes.append(
                     f"{name} {_where(row)} ~ {other_name} {_where(other)} ({similarity:.2f}): "
@@ -184,8 +192,49 @@ def _check_disjoint(splits: dict[str, list[PromptRow]], threshold: float) -> Non
         )
 
 
-def _conversation(row: PromptRow) -> str:
-    return " ".join(message.content for message in row.messages if message.role == "user")
+def _check_sets(
+    sets: dict[str, list[PromptRow]], splits: dict[str, list[PromptRow]], threshold: float
+) -> None:
+    """Compare the rows of sets on which refusals are counted with those trained on and forbidden.
+
+    The error shows no text: the sets are not the run's own.
+    """
+    others = [
+        (name, row, _words(row))
+        for name, rows in splits.items()
+        if name not in _SETS_MAY_SHARE
+        for row in rows
+    ]
+    clashes = [
+        f"{name} {_where(row)} ~ {other_name} {_where(other)} ({similarity:.2f})"
+        for name, rows in sets.items()
+        for row in rows
+        for words in [_words(row)]
+        for other_name, other, other_words in others
+        if (similarity := _similarity(words, other_words, threshold)) >= threshold
+    ]
+    if clashes:
+        more = len(clashes) - _MOST_PAIRS_SHOWN
+        tail = [f"... and {more} more"] if more > 0 else []
+        raise InputError(
+            f"{len(clashes)} row(s) of certification.over_refusal are the same or nearly the same "
+            f"as rows the defence trains on or the domain forbids (word similarity >= "
+            f"{threshold:g}). Leave them out of the set (`where`, or an edited file as "
+            "`source.path`):\n  " + "\n  ".join([*clashes[:_MOST_PAIRS_SHOWN], *tail])
+        )
+
+
+def _words(row: PromptRow) -> frozenset[str]:
+    asked = " ".join(message.content for message in row.messages if message.role == "user")
+    return frozenset(_WORD.findall(asked.lower()))
+
+
+def _similarity(words: frozenset[str], others: frozenset[str], threshold: float) -> float:
+    """Jaccard similarity of two sets; 0 where it cannot reach the threshold."""
+    smaller, larger = sorted((len(words), len(others)))
+    if not smaller or smaller < threshold * larger:
+        return 0.0
+    return len(words & others) / len(words | others)
 
 
 def _where(row: PromptRow) -> str:
@@ -201,12 +250,16 @@ def write_dataset(folder: Path, domain: Domain, config: RunConfig) -> DataRecord
     splits = run_splits(domain, config)
     folder.mkdir(parents=True, exist_ok=True)
     records: dict[str, SplitRecord] = {}
+    licences = {
+        over_refusal_split(item.name): str(item.source.licence)
+        for item in config.certification.over_refusal
+    }
     for name, rows in splits.items():
         source = _TEMPLATE_SPLITS.get(name, "forbidden")
         records[name] = SplitRecord(
             rows=len(rows),
             sha256=write_rows(folder / f"{name}.jsonl", rows),
-            licence=domain.licences[source],
+            licence=licences.get(name, domain.licences[source]),
             forms=dict(Counter(row.form for row in rows)),
         )
     digest = write_rows(folder / "calibration.jsonl", domain.calibration)

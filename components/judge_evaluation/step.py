@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from backburn.components.judge_evaluation.evaluation import VerdictBook, observe_arm
-from backburn.components.shared.dataset import RunDataset
+from backburn.components.shared.dataset import RunDataset, over_refusal_split
 from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import (
@@ -107,6 +107,13 @@ def run(
                     f"calibration.{record.role}.injection_drop": record.injection_drop,
                 }
             )
+        for item in found.over_refusal:
+            step.tracking.metrics(
+                {
+                    f"over_refusal.{item.name}.{name}": getattr(item, name)
+                    for name in ("baseline", "hardened", "increase", "low", "high")
+                }
+            )
         step.tracking.metrics({"coverage": found.coverage})
         return {"seconds": step.seconds, "config_digest": found.config_digest}
 
@@ -127,6 +134,8 @@ def _gather(
     ]
     held_out = data.rows("held_out")
     rows = [*held_out, *data.rows("near_miss"), *data.rows("benign")]
+    sets = {item.name: over_refusal_split(item.name) for item in config.certification.over_refusal}
+    rows += [row for split in sets.values() for row in data.rows(split)]
     book = VerdictBook(judge, rows)
     hardened, baseline = read_manifest(inputs.hardened), read_manifest(inputs.baseline)
     arms, trials, opened = _arms(step, inputs, book, baseline.digest(), hardened.digest())
@@ -140,6 +149,10 @@ def _gather(
         behaviour={
             model: {split: book.judged(_of(items, model, split)) for split in BENIGN_SPLITS}
             for model in MODELS
+        },
+        over_refusal={
+            name: {model: book.judged(_of(items, model, split)) for model in MODELS}
+            for name, split in sets.items()
         },
         calibration=calibrations,
         members=judge.scores() if isinstance(judge, PanelJudge) else {},

@@ -3,18 +3,35 @@
 import platform
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from typing import Any
 
 from backburn.components.shared import sealing, signing
 from backburn.components.shared.arms import arm_groups
-from backburn.components.shared.config import ATTACK_STEP_HARD_CAP, RunConfig
-from backburn.components.shared.domains import Domain, load_domain, load_lesson, shipped_domains
+from backburn.components.shared.config import ATTACK_STEP_HARD_CAP, OverRefusalConfig, RunConfig
+from backburn.components.shared.domains import (
+    Domain,
+    load_domain,
+    load_lesson,
+    load_over_refusal,
+    shipped_domains,
+)
 from backburn.components.shared.errors import ContainmentError, InputError
 from backburn.components.shared.models import TINY, check_model
 
 _LEAST_FREE_BYTES = 2 << 30
-_PACKAGES = ("backburn", "torch", "transformers", "trl", "peft", "kfp", "mlflow", "datasets")
+_PACKAGES = (
+    "backburn",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "kfp",
+    "mlflow",
+    "datasets",
+    "lm-eval",
+)
 
 
 def check_run(config: RunConfig) -> dict[str, Any]:
@@ -64,6 +81,13 @@ def check_run(config: RunConfig) -> dict[str, Any]:
             attempt("embeddings", lambda: embedding_model_folder().parent.name)
     if config.attack.sweep.trials and config.attack.sweep.storage is not None:
         attempt("sweep storage", lambda: _check_storage(str(config.attack.sweep.storage)))
+    utility = config.certification.utility
+    if utility.tasks:
+        from backburn.components.shared.utility.tasks import check_tasks  # seconds
+
+        attempt("utility tasks", lambda: check_tasks(utility))
+    for item in config.certification.over_refusal:
+        attempt(f"over-refusal {item.name}", partial(_check_set, item, config.seed))
     shipped = shipped_domains()
     for arm in config.attack.arms:
         if arm.domain is not None and arm.domain not in shipped:
@@ -97,6 +121,10 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     if problems:
         raise InputError("\n".join(problems))
     return facts
+
+
+def _check_set(item: OverRefusalConfig, seed: int) -> dict[str, Any]:
+    return {"rows": len(load_over_refusal(item, seed)), "licence": item.source.licence}
 
 
 def _check_storage(url: str) -> str:

@@ -227,7 +227,44 @@ def gate_checks(evidence: Evidence, config: RunConfig) -> list[Check]:
             if gate.trainability_min is not None
             else []
         ),
+        *_cost_checks(evidence, config),
     ]
+
+
+def _cost_checks(evidence: Evidence, config: RunConfig) -> list[Check]:
+    """Checks of what only some runs measure: utility tasks and sets on which refusals count."""
+    gate, certification = config.gate, config.certification
+    checks: list[Check] = []
+    if certification.utility.tasks:
+        worst = max(evidence.utility, key=lambda item: item.loss, default=None)
+        checks.append(
+            _check(
+                "utility_loss",
+                "largest loss of any utility task",
+                "behaviour",
+                "<=",
+                gate.utility_loss_max,
+                None if worst is None else worst.loss,
+                "" if worst is None else f"{worst.task}, {worst.metric}",
+            )
+        )
+    planned = {item.name for item in certification.over_refusal if item.answerable}
+    if planned:
+        found = [item for item in evidence.over_refusal if item.name in planned]
+        highest = max(found, key=lambda item: item.increase, default=None)
+        complete = {item.name for item in found} == planned
+        checks.append(
+            _check(
+                "over_refusal_increase",
+                "most refusals above the baseline's on any set of prompts to be answered",
+                "behaviour",
+                "<=",
+                gate.over_refusal_increase_max,
+                highest.increase if highest is not None and complete else None,
+                "" if highest is None else highest.name,
+            )
+        )
+    return checks
 
 
 def _check(

@@ -39,6 +39,8 @@ _SOURCES = {
     "benign_refusal_increase": "behaviour.benign_refusal_hardened - ..._baseline",
     "benign_perplexity_ratio": "behaviour.benign_perplexity_ratio",
     "trainability": "trainability[].ratio, least",
+    "utility_loss": "utility[].loss, largest",
+    "over_refusal_increase": "over_refusal[answerable].increase, largest",
 }
 
 

@@ -24,6 +24,13 @@ PROMPT_SPLITS = (
 )
 """`near_miss` and `benign` are for evaluation; the defence trains on the `_defence` parts."""
 
+_OVER_REFUSAL = "over_refusal_"
+
+
+def over_refusal_split(name: str) -> str:
+    """Split that holds a set of `certification.over_refusal`."""
+    return _OVER_REFUSAL + name
+
 
 class RunDataset:
     """Splits, rubric, refusals and calibration of a run, read from an artifact."""
@@ -33,6 +40,12 @@ class RunDataset:
         self._folder = folder
         self.header = DomainHeader.model_validate_json((folder / "domain.json").read_text("utf-8"))
         self.record = DataRecord.model_validate_json((folder / "record.json").read_text("utf-8"))
+
+    @property
+    def prompt_splits(self) -> list[str]:
+        """Every split of prompts, those of `certification.over_refusal` included."""
+        further = [name for name in self.record.splits if name.startswith(_OVER_REFUSAL)]
+        return [*PROMPT_SPLITS, *further]
 
     def rows(self, split: str) -> list[PromptRow]:
         """Prompts of one split."""

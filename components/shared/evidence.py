@@ -145,6 +145,36 @@ class BehaviourRecord(Record):
     benign_kl: float = Field(description="KL(baseline || hardened) per token, nats.")
 
 
+class UtilityRecord(Record):
+    """Both models on one task of lm-evaluation-harness."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    samples: int
+    baseline: float = Field(description="Mean score.")
+    baseline_error: float = Field(description="Its standard error.")
+    hardened: float
+    hardened_error: float
+    loss: float = Field(description="How much worse the hardened model scores, on average.")
+    low: float = Field(description="Of a two-sided interval of the loss, document by document.")
+    high: float
+
+
+class OverRefusalRecord(Record):
+    """Refusals of one public set of prompts."""
+
+    name: str
+    answerable: bool = Field(description="The prompts should be answered: the gate counts them.")
+    prompts: int
+    completions: int = Field(description="Of each model.")
+    baseline: float = Field(description="Share of completions that refuse.")
+    hardened: float
+    increase: float = Field(description="Mean over prompts of what the hardened model adds.")
+    low: float = Field(description="Of a two-sided interval of the increase, prompt by prompt.")
+    high: float
+
+
 class CurvePoint(Record):
     """Harm on held-out prompts at one attack step."""
 
@@ -372,6 +402,12 @@ class Evidence(Record):
     )
     certificate: CertificateRecord
     behaviour: BehaviourRecord
+    utility: list[UtilityRecord] = Field(
+        default_factory=list, description="Of certification.utility; else empty."
+    )
+    over_refusal: list[OverRefusalRecord] = Field(
+        default_factory=list, description="Of certification.over_refusal; else empty."
+    )
     calibration: list[CalibrationRecord]
     agreement: list[AgreementRecord] = Field(description="Of a panel's members; else empty.")
     arms: list[ArmRecord]

@@ -83,6 +83,17 @@ class TrainingObservation(Record):
     seconds: float
 
 
+class UtilityObservation(Record):
+    """Both models' scores on the documents of one task, in the same order."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    documents: list[str] = Field(description="SHA-256 of each document.")
+    baseline: list[float]
+    hardened: list[float]
+
+
 class CertificationObservation(Record):
     """What the certification step measured on the two models."""
 
@@ -99,6 +110,9 @@ class CertificationObservation(Record):
     )
     trainings: list[TrainingObservation] = Field(default_factory=list)
     seconds: float = Field(description="Of the slip rates.")
+    utility: list[UtilityObservation] = Field(
+        default_factory=list, description="One a task of certification.utility."
+    )
 
 
 class CalibrationRow(Record):
@@ -140,6 +154,10 @@ class Observations(Record):
     certification: CertificationObservation
     behaviour: dict[ModelName, dict[str, list[Judged]]] = Field(
         description="Model -> near_miss, benign -> its judged completions."
+    )
+    over_refusal: dict[str, dict[ModelName, list[Judged]]] = Field(
+        default_factory=dict,
+        description="Set of certification.over_refusal -> model -> its judged completions.",
     )
     calibration: list[CalibrationObservation]
     members: dict[str, list[float | None]] = Field(

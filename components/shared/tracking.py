@@ -5,6 +5,7 @@ one. - Otherwise: one parent run a pipeline run, found by its tag, and a nested 
 """
 
 import os
+import re
 import time
 from pathlib import Path
 from types import TracebackType
@@ -126,6 +127,11 @@ def _experiment(mlflow: MlflowClient, name: str, artifact_root: Path | None) -> 
         if existing is None:
             raise
         return str(existing.experiment_id)
+
+
+def metric_name(text: str) -> str:
+    """A name as a part of an MLflow metric's name, which takes few special characters."""
+    return re.sub(r"[^\w. -]", "_", text, flags=re.ASCII)
 
 
 class StepRun:

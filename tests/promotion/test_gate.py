@@ -210,3 +210,50 @@ def test_trainability_is_gated_where_there_is_a_limit(ratio: float | None, expec
     decision = decide(changed, CONFIG.model_copy(update={"gate": unlimited}), "0" * 64)
     assert decision.outcome == "passed"
     assert "trainability" not in {check.name for check in decision.checks}
+
+
+def with_costs(config: RunConfig) -> RunConfig:
+    """The same configuration with a utility task and two sets on which refusals are counted."""
+    values = config.model_dump(mode="json")
+    hazards = {"preset": "ailuminate-demo", "source": {"path": "demo.csv"}}
+    values["certification"]["utility"]["tasks"] = ["backburn_everyday"]
+    values["certification"]["over_refusal"] = [{"preset": "xstest"}, hazards]
+    return RunConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("loss", "increase", "expected"),
+    [
+        (0.05, 0.05, "passed"),
+        (0.06, 0.0, "failed"),
+        (0.0, 0.06, "failed"),
+        (-0.2, -0.2, "passed"),
+        (None, 0.0, "inconclusive"),
+        (0.0, None, "inconclusive"),
+    ],
+)
+def test_what_hardening_cost_on_tasks_and_sets_is_limited(
+    loss: float | None, increase: float | None, expected: str
+) -> None:
+    evidence = passing()
+    task, found = evidence.utility[0], evidence.over_refusal[0]
+    other = task.model_copy(update={"task": "other", "loss": -0.5})
+    hazards = found.model_copy(
+        update={"name": "ailuminate-demo", "answerable": False, "increase": 0.9}
+    )
+    costs = {
+        "utility": [] if loss is None else [other, task.model_copy(update={"loss": loss})],
+        "over_refusal": [hazards]
+        if increase is None
+        else [hazards, found.model_copy(update={"increase": increase})],
+    }
+    decision = decide(evidence.model_copy(update=costs), with_costs(CONFIG), "0" * 64)
+    assert decision.outcome == expected, decision.reasons
+    kinds = {check.name: check.kind for check in decision.checks}
+    assert kinds["utility_loss"] == kinds["over_refusal_increase"] == "behaviour"
+
+
+def test_costs_that_are_not_configured_are_not_checked() -> None:
+    recipe = load_recipe("smoke")
+    names = {check.name for check in decide(passing(), recipe, "0" * 64).checks}
+    assert not names & {"utility_loss", "over_refusal_increase"}

@@ -25,6 +25,7 @@ from backburn.components.shared.evidence import (
     FormRecord,
     OtherDomainRecord,
     Outcome,
+    OverRefusalRecord,
     PhaseRecord,
     RecipeRecord,
     Registration,
@@ -34,6 +35,7 @@ from backburn.components.shared.evidence import (
     StyleRecord,
     TrackedRun,
     TrainabilityRecord,
+    UtilityRecord,
     WorstCaseRecord,
 )
 from backburn.pipelines.recipes import shipped_arms
@@ -113,6 +115,34 @@ def sample_evidence(outcome: Outcome = "passed", *, stand_in: bool = True) -> Ev
             benign_perplexity_ratio=1.032,
             benign_kl=0.0312,
         ),
+        utility=[
+            UtilityRecord(
+                task="backburn_everyday",
+                metric="acc",
+                higher_is_better=True,
+                samples=156,
+                baseline=0.769,
+                baseline_error=0.034,
+                hardened=0.756,
+                hardened_error=0.035,
+                loss=0.013,
+                low=-0.012,
+                high=0.038,
+            )
+        ],
+        over_refusal=[
+            OverRefusalRecord(
+                name="xstest",
+                answerable=True,
+                prompts=250,
+                completions=1000,
+                baseline=0.052,
+                hardened=0.071,
+                increase=0.019,
+                low=0.004,
+                high=0.034,
+            )
+        ],
         calibration=[
             _calibration("lexical", "reward", 1.1, 0.86),
             _calibration("semantic", "evaluation", 0.8, 0.91),

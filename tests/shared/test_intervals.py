@@ -10,6 +10,7 @@ from backburn.components.shared.derivation.intervals import (
     corrected_confidence,
     detectable_harm,
     harm_interval,
+    paired_interval,
     rate_interval,
     recipe_interval,
     unseen_harm_interval,
@@ -61,6 +62,33 @@ def test_the_interval_over_seeds_and_prompts_covers(
         _, low, high = recipe_interval(harm, LEVEL)
         hits += low <= 4.0 <= high
     assert 0.93 <= hits / runs <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("units", "lost", "gained"),
+    [(150, 0.10, 0.05), (150, 0.03, 0.03), (250, 0.02, 0.0), (40, 0.2, 0.0)],
+)
+def test_the_interval_of_a_paired_difference_covers(units: int, lost: float, gained: float) -> None:
+    """Right and wrong answers of two models to the same questions, most of which agree."""
+    rng = np.random.default_rng(8)
+    runs, hits = 2000, 0
+    for _ in range(runs):
+        both = (rng.random(units) < 0.7).astype(float)
+        draw = rng.random(units)
+        before = np.where(draw < lost, 1.0, np.where(draw < lost + gained, 0.0, both))
+        after = np.where(draw < lost, 0.0, np.where(draw < lost + gained, 1.0, both))
+        _, low, high = paired_interval(before.tolist(), after.tolist(), LEVEL)
+        hits += low <= gained - lost <= high
+    assert 0.94 <= hits / runs <= 0.99
+
+
+def test_equal_differences_do_not_exclude_what_so_few_could_miss() -> None:
+    mean, low, high = paired_interval([1.0] * 40, [1.0] * 40, LEVEL)
+    assert mean == 0.0
+    assert high == -low == pytest.approx(2.0195 * (2 / 41 / 42) ** 0.5, abs=1e-4)
+    mean, low, high = paired_interval([0.0] * 40, [1.0] * 40, LEVEL)
+    assert 0.8 < low < mean == high == 1.0
+    assert paired_interval([0.0, 50.0], [0.0, 50.0], LEVEL)[2] > 30
 
 
 def test_rates_have_exact_intervals() -> None:

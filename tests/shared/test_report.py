@@ -513,3 +513,12 @@ def test_where_the_rejection_does_not_carry_over_is_shown(page: Page) -> None:
     assert "Hardening is by domain" in page.text
     assert "home networking 40 0 1.3%" in page.text
     assert "Too few prompts to say much: role-play." in page.text
+
+
+def test_costs_stand_in_tables_where_they_were_measured(page: Page) -> None:
+    assert "backburn_everyday acc 156 0.769 ± 0.034 0.756 ± 0.035 0.013" in page.text
+    assert "xstest yes 250 1000 5.2% 7.1% +1.9 points" in page.text
+    without = sample_evidence().model_copy(update={"utility": [], "over_refusal": []})
+    text = Page(render(without)).text
+    assert "lm-evaluation-harness" not in text
+    assert "Public sets of prompts" not in text

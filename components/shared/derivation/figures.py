@@ -17,6 +17,7 @@ from backburn.components.shared.derivation.harm import (
 )
 from backburn.components.shared.derivation.intervals import detectable_harm
 from backburn.components.shared.derivation.trainability import trainability_records
+from backburn.components.shared.derivation.utility import over_refusal_records, utility_records
 from backburn.components.shared.evidence import (
     AgreementRecord,
     ArmRecord,
@@ -25,9 +26,11 @@ from backburn.components.shared.evidence import (
     CertificateRecord,
     FormRecord,
     OtherDomainRecord,
+    OverRefusalRecord,
     RecipeRecord,
     StyleRecord,
     TrainabilityRecord,
+    UtilityRecord,
     WorstCaseRecord,
 )
 from backburn.components.shared.observations import Judged, Observations
@@ -40,6 +43,8 @@ class Figures:
 
     certificate: CertificateRecord
     behaviour: BehaviourRecord
+    utility: list[UtilityRecord]
+    over_refusal: list[OverRefusalRecord]
     calibration: list[CalibrationRecord]
     agreement: list[AgreementRecord]
     arms: list[ArmRecord]
@@ -71,6 +76,8 @@ def derive(observed: Observations, config: RunConfig) -> Figures:
     return Figures(
         certificate=certificate,
         behaviour=behaviour_record(observed),
+        utility=utility_records(observed.certification.utility, config.gate.confidence),
+        over_refusal=over_refusal_records(observed.over_refusal, config),
         calibration=[calibration_record(item) for item in observed.calibration],
         agreement=_agreement(observed.members),
         arms=arms,
@@ -92,6 +99,12 @@ def _judged(observed: Observations) -> list[Judged]:
             item
             for splits in observed.behaviour.values()
             for judged in splits.values()
+            for item in judged
+        ),
+        *(
+            item
+            for models in observed.over_refusal.values()
+            for judged in models.values()
             for item in judged
         ),
     ]

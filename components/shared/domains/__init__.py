@@ -10,6 +10,7 @@ from backburn.components.shared.domains.domain import (
     Rubric,
 )
 from backburn.components.shared.domains.loading import load_domain, load_lesson, shipped_domains
+from backburn.components.shared.domains.over_refusal import load_over_refusal
 
 __all__ = [
     "CalibrationExchange",
@@ -21,5 +22,6 @@ __all__ = [
     "Rubric",
     "load_domain",
     "load_lesson",
+    "load_over_refusal",
     "shipped_domains",
 ]

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,14 +61,14 @@ def load_domain(config: DomainConfig) -> Domain:
             f"{', '.join(shipped_domains())}. For your own files set domain.custom"
         )
     header = _header((folder / "domain.yaml").read_bytes(), str(folder / "domain.yaml"))
-    forbidden = _parse(_jsonl(folder / "forbidden.jsonl"), PromptRow)
+    forbidden = parse_rows(_jsonl(folder / "forbidden.jsonl"), PromptRow)
     return Domain(
         header=header,
         forbidden=forbidden,
-        near_miss=_parse(_jsonl(folder / "near_miss.jsonl"), PromptRow),
-        benign=_parse(_jsonl(_FOLDER / "benign.jsonl"), PromptRow),
+        near_miss=parse_rows(_jsonl(folder / "near_miss.jsonl"), PromptRow),
+        benign=parse_rows(_jsonl(_FOLDER / "benign.jsonl"), PromptRow),
         refusals=_refusals(_jsonl(folder / "refusals.jsonl")),
-        calibration=_parse(_jsonl(folder / "calibration.jsonl"), CalibrationExchange),
+        calibration=parse_rows(_jsonl(folder / "calibration.jsonl"), CalibrationExchange),
         licences=dict.fromkeys(("forbidden", "near_miss", "benign", "calibration"), header.licence),
     )
 
@@ -86,7 +86,7 @@ def load_lesson(config: RunConfig) -> tuple[list[LessonRow], str]:
     source = config.certification.trainability.lesson
     if source is not None:
         key = "certification.trainability.lesson"
-        rows = _parse(_read_source(source, "lesson", key), LessonRow)
+        rows = parse_rows(read_source(source, key, "lesson"), LessonRow)
         unassigned = [row.id for row in rows if row.split is None]
         random.Random(config.seed).shuffle(unassigned)
         held_out = set(unassigned[: round(_HELD_OUT_SHARE * len(unassigned))])
@@ -103,7 +103,7 @@ def load_lesson(config: RunConfig) -> tuple[list[LessonRow], str]:
         return rows, str(source.licence)
     if config.domain.custom is None and config.domain.name == toy.NAME:
         return toy.lesson(), "Apache-2.0"
-    return _parse(_jsonl(_FOLDER / "lesson.jsonl"), LessonRow), "Apache-2.0"
+    return parse_rows(_jsonl(_FOLDER / "lesson.jsonl"), LessonRow), "Apache-2.0"
 
 
 def _header(content: bytes, where: str) -> DomainHeader:
@@ -130,55 +130,79 @@ def _load_custom(config: CustomDomainConfig) -> Domain:
         sources["benign"] = config.benign
     if config.refusals is not None:
         sources["refusals"] = config.refusals
-    rows = {name: list(_read_source(source, name)) for name, source in sources.items()}
+    rows = {
+        name: list(read_source(source, f"domain.custom.{name}", name))
+        for name, source in sources.items()
+    }
     licences = {name: str(source.licence) for name, source in sources.items()}
     if config.benign is None:
         rows["benign"] = list(_jsonl(_FOLDER / "benign.jsonl"))
         licences["benign"] = "Apache-2.0"
     return Domain(
         header=header,
-        forbidden=_parse(rows["forbidden"], PromptRow),
-        near_miss=_parse(rows["near_miss"], PromptRow),
-        benign=_parse(rows["benign"], PromptRow),
+        forbidden=parse_rows(rows["forbidden"], PromptRow),
+        near_miss=parse_rows(rows["near_miss"], PromptRow),
+        benign=parse_rows(rows["benign"], PromptRow),
         refusals=_refusals(rows.get("refusals", [])),
-        calibration=_parse(rows["calibration"], CalibrationExchange),
+        calibration=parse_rows(rows["calibration"], CalibrationExchange),
         licences=licences,
     )
 
 
-def _read_source(
-    source: SourceConfig, name: str, key: str | None = None
+def read_source(
+    source: SourceConfig,
+    key: str,
+    name: str,
+    where: Mapping[str, str | list[str]] | None = None,
 ) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield (file and row, fields) with the user's columns renamed to ours.
 
     Args:
-        source: Where the rows are.
-        name: What they are; begins their ids where they have none.
-        key: Of the source in the configuration; default: domain.custom.<name>.
+        source: File or `datasets` id.
+        key: Of the source in the configuration, for error messages.
+        name: Rows without an id are called `<name>-00001` and so on.
+        where: Column -> value or values, as text, of the rows to keep; default: all.
+
+    Raises:
+        InputError: if it cannot be read, lacks a column, or no row is left.
     """
-    key = key or f"domain.custom.{name}"
     if source.path is not None:
         rows = list(_read_file(source.path, f"{key}.path"))
-        where = source.path
+        origin = source.path
     else:
         from datasets import load_dataset  # its import takes seconds
 
-        where = str(source.dataset)
+        origin = str(source.dataset)
         try:
             data = load_dataset(
                 source.dataset, split=source.dataset_split, revision=source.dataset_revision
             )
         except Exception as error:
             raise InputError(
-                f"{key}.dataset: {where!r} could not be loaded: {error}. "
+                f"{key}.dataset: {origin!r} could not be loaded: {error}. "
                 "Check the id, the split and HF_TOKEN, or set `path` to a local file"
             ) from error
         rows = [
-            (f"{where}[{source.dataset_split}] row {i + 1}", dict(row))
+            (f"{origin}[{source.dataset_split}] row {i + 1}", dict(row))
             for i, row in enumerate(data)
         ]
     if not rows:
-        raise InputError(f"{key}: {where} has no rows")
+        raise InputError(f"{key}: {origin} has no rows")
+    for column, wanted in (where or {}).items():
+        found = sorted({str(row[column]) for _, row in rows if column in row})
+        if not found:
+            raise InputError(
+                f"{key}: {origin} has no column {column!r}, which `where` asks for; the columns "
+                f"are {', '.join(map(str, rows[0][1]))}"
+            )
+        values = [wanted] if isinstance(wanted, str) else wanted
+        rows = [(place, row) for place, row in rows if str(row.get(column)) in values]
+        if not rows:
+            shown = ", ".join(found) if len(found) <= _MOST_ERRORS_SHOWN else "many different ones"
+            raise InputError(
+                f"{key}: no row of {origin} has {column} = {' or '.join(values)}; its values are: "
+                f"{shown}. Correct `where`"
+            )
     for position, (place, row) in enumerate(rows):
         yield place, _rename(row, source.columns, place, f"{name}-{position + 1:05d}")
 
@@ -270,7 +294,7 @@ def _jsonl_lines(content: bytes, name: str) -> Iterable[tuple[str, dict[str, Any
         yield f"{name} row {index + 1}", row
 
 
-def _parse(rows: Iterable[tuple[str, dict[str, Any]]], kind: type[Row]) -> list[Row]:
+def parse_rows(rows: Iterable[tuple[str, dict[str, Any]]], kind: type[Row]) -> list[Row]:
     """Validate all rows; one error lists every unusable one.
 
     Raises:

@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness: the shipped one, the user's own, and the harness's."""
