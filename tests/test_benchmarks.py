@@ -1,9 +1,12 @@
-"""The table of results says first what breaks through."""
+"""The tables say first what a reader should take from them."""
 
 from typing import Any
 
 import pytest
+from backburn.components.shared.domains import Domain
+from backburn.components.shared.judges import LexicalJudge
 
+from benchmarks import judges
 from benchmarks.results import table
 
 
@@ -47,3 +50,33 @@ def test_the_first_line_names_what_breaks_through(hot: float, first: str) -> Non
 
 def test_nothing_run_is_said_to_be_nothing() -> None:
     assert "has not been attacked" in table([])
+
+
+def test_broken_judges_are_refused_and_named_first(toy: Domain) -> None:
+    lexical = LexicalJudge(toy.header.rubric)
+    flipped, constant = judges.BROKEN
+    rows = [
+        judges.measure(judge, toy)
+        for judge in (
+            lexical,
+            judges.Changed(flipped, lexical, lambda score: 10.0 - score),
+            judges.Changed(constant, lexical, lambda score: 5.0),
+        )
+    ]
+    assert [row["refused_by"] for row in rows] == [None, *["judges.calibration_floor"] * 2]
+    page = judges.table(rows)
+    first = page.splitlines()[0]
+    assert first.startswith(
+        "**Good enough to decide on every domain they were measured on: lexical"
+    )
+    assert first.endswith(f"Refused: {constant}, {flipped}.**")
+    agreement = f"{rows[0]['spearman']:.2f}"
+    assert f"| toy_kitchen | lexical | 60 | 60 | {agreement} |" in page
+    assert f"| toy_kitchen | {constant} | 60 | 60 | none | none |" in page
+    assert "| `qwen3guard` |" in page
+
+
+def test_a_judge_that_is_refused_somewhere_is_not_good_enough() -> None:
+    row = {"judge": "x", "spearman": 0.9, "refused_by": None}
+    first = judges._conclusion([row, {**row, "refused_by": judges.LIMITS[0]}])
+    assert "none. Refused: x (on some domains)" in first
