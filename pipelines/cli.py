@@ -324,6 +324,8 @@ def _end_on_interrupt(folder: "RunFolder", watcher: "Watcher") -> None:
     from backburn.pipelines.runner import discard_unfinished
     from backburn.pipelines.warm_start import stop_tasks
 
+    console = _console(stderr=True)  # now: while a run goes on, stderr is its log
+
     def interrupted(signum: int, frame: Any) -> None:
         # Here and not by an exception: one raised in a library's callback or thread can be lost.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -331,7 +333,7 @@ def _end_on_interrupt(folder: "RunFolder", watcher: "Watcher") -> None:
         stop_tasks()
         watcher.__exit__(None, None, None)  # gives the terminal its cursor back
         discard_unfinished(folder)
-        _console(stderr=True).print(f"\nInterrupted; no result was written. Log: {folder.log}")
+        console.print(f"\nInterrupted; no result was written. Log: {folder.log}")
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)
 
