@@ -5,12 +5,17 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from backburn.components.shared.errors import BackburnError, InputError
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from backburn.components.shared.config import RunConfig
+    from backburn.pipelines.console import Watcher
+    from backburn.pipelines.runner import RunFolder
 
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -70,6 +75,7 @@ def run(
     from backburn.pipelines.recipes import load_recipe
 
     config = load_recipe(recipe, overrides or [])
+    _require_key_to_keep(config)
     _settle_environment()
     check_run(config)
 
@@ -84,7 +90,6 @@ def run(
 
     from backburn.pipelines import runner
     from backburn.pipelines.console import Watcher, print_summary
-    from backburn.pipelines.warm_start import stop_tasks
 
     identity = run_id or runner.new_run_id(recipe)
     try:
@@ -99,23 +104,59 @@ def run(
     )
     console.print(f"Folder {folder.root}; log {folder.log}", highlight=False)
     watcher = Watcher(folder.events, console)
-
-    def interrupted(signum: int, frame: Any) -> None:
-        # Here and not by an exception: one raised in a library's callback or thread can be lost.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        stop_tasks()
-        watcher.__exit__(None, None, None)  # gives the terminal its cursor back
-        runner.discard_unfinished(folder)
-        _console(stderr=True).print(f"\nInterrupted; no result was written. Log: {folder.log}")
-        sys.stdout.flush()
-        os._exit(EXIT_INTERRUPTED)
-
-    signal.signal(signal.SIGINT, interrupted)
-    signal.signal(signal.SIGTERM, interrupted)
+    _end_on_interrupt(folder, watcher)
     with watcher:
         summary = runner.run_local(config, identity, folder)
     print_summary(summary, folder.root, console)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def rejudge(
+    run_folder: Annotated[
+        Path, typer.Argument(help="Folder of a finished run that has judges.retain_sealed=true.")
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", "-r", help="A YAML file of other `judges` and `gate` settings, no others."
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Score a finished run's sealed completions with another judge; attack nothing again.
+
+    Needs the run's BACKBURN_SEAL_KEY. Writes a run folder of its own, by the pipeline's own steps,
+    and leaves the other as it is. It decides and never registers: gate.dry_run is set. Exit codes
+    as of `run`.
+    """
+    _settle_environment()
+    from backburn.pipelines import rejudge as again
+    from backburn.pipelines import runner
+    from backburn.pipelines.console import Watcher, print_summary
+
+    run = again.read_run(run_folder)
+    config = again.rejudge_config(run, recipe, overrides or [])
+
+    from backburn.components.shared.tracking import check_server
+
+    check_server(config)
+    again.require_judge(run, config)
+    identity = runner.stamped(f"{run.record.run_id}-rejudged")
+    folder = runner.make_run_folder(runs, identity, config)
+    console = _console()
+    console.print(
+        f"Run [bold]{identity}[/]: judges {run.record.run_id} again, by "
+        f"{config.judges.evaluation.id} instead of {run.record.evaluation}. "
+        "A rejudged run decides and never registers."
+    )
+    console.print(f"Folder {folder.root}; log {folder.log}", highlight=False)
+    watcher = Watcher(folder.events, console)
+    _end_on_interrupt(folder, watcher)
+    with watcher:
+        summary = again.run_rejudge(run, config, identity, folder)
+    print_summary(summary, folder.root, console, before=run.summary)
     raise typer.Exit(summary.exit_code)
 
 
@@ -331,6 +372,40 @@ def signing_key(
             raise InputError(f"--public {public}: exists already; give a new file")
         write_text(public, public_key_of(key))
     typer.echo(key)
+
+
+def _require_key_to_keep(config: "RunConfig") -> None:
+    """Refuse to keep what nobody could open: the key of a local run is forgotten with it."""
+    from backburn.components.shared.sealing import KEY_VARIABLE
+
+    if config.judges.retain_sealed and not os.environ.get(KEY_VARIABLE):
+        raise InputError(
+            f"judges.retain_sealed: {KEY_VARIABLE} is not set, so the run would seal its "
+            "completions with a key of its own and forget it: nobody could open what is kept. Make "
+            f"a key with `backburn seal-key`, keep it, and set {KEY_VARIABLE}"
+        )
+
+
+def _end_on_interrupt(folder: "RunFolder", watcher: "Watcher") -> None:
+    """Let SIGINT and SIGTERM end the tasks and the command, and leave no result."""
+    from backburn.pipelines.runner import discard_unfinished
+    from backburn.pipelines.warm_start import stop_tasks
+
+    console = _console(stderr=True)  # now: while a run goes on, stderr is its log
+
+    def interrupted(signum: int, frame: Any) -> None:
+        # Here and not by an exception: one raised in a library's callback or thread can be lost.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop_tasks()
+        watcher.__exit__(None, None, None)  # gives the terminal its cursor back
+        discard_unfinished(folder)
+        console.print(f"\nInterrupted; no result was written. Log: {folder.log}")
+        sys.stdout.flush()
+        os._exit(EXIT_INTERRUPTED)
+
+    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGTERM, interrupted)
 
 
 def _settle_environment() -> None:

@@ -148,18 +148,33 @@ class Watcher:
         return Group(*lines) if lines else Text("starting ...", style="dim")
 
 
-def print_summary(summary: Summary, folder: Path, console: Console) -> None:
-    """The closing table: the outcome, every gated figure, and where to look next."""
+def print_summary(
+    summary: Summary, folder: Path, console: Console, before: Summary | None = None
+) -> None:
+    """The closing table: the outcome, every gated figure, and where to look next.
+
+    Args:
+        summary: Of the run.
+        folder: Of the run.
+        console: Where it is printed.
+        before: Of the run that was judged again; what differs from it is shown beside.
+    """
     style = {"passed": "bold green", "failed": "bold red", "inconclusive": "bold yellow"}
     table = Table(title=f"Run {summary.run_id}", title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("limit", justify="right")
+    if before is not None:
+        table.add_column(f"in {before.run_id}", justify="right")
     for name, value in summary.figures.items():
-        shown = "missing" if value is None else f"{value:.4g}"
-        table.add_row(name, shown, f"{summary.thresholds[name]:.4g}")
+        row = [_figure(value), f"{summary.thresholds[name]:.4g}"]
+        if before is not None and name in before.figures:
+            old = _figure(before.figures[name])
+            row.append("" if old == row[0] else old)
+        table.add_row(name, *row)
     console.print(table)
-    console.print(f"Gate: [{style[summary.outcome]}]{summary.outcome}[/]")
+    then = "" if before is None else f" (there: {before.outcome})"
+    console.print(f"Gate: [{style[summary.outcome]}]{summary.outcome}[/]{then}")
     for reason in summary.reasons:
         console.print(f"  - {reason}", highlight=False)
     console.print(f"Took {_duration(summary.seconds['total'])}. Where to look next:")
@@ -175,6 +190,10 @@ def print_summary(summary: Summary, folder: Path, console: Console) -> None:
             f"  model     models:/{where.name}@{where.alias} (version {where.version})",
             highlight=False,
         )
+
+
+def _figure(value: float | None) -> str:
+    return "missing" if value is None else f"{value:.4g}"
 
 
 def _duration(seconds: float) -> str:

@@ -73,8 +73,12 @@ class RunFolder:
 
 def new_run_id(recipe: str) -> str:
     """A run id that sorts by time and never repeats."""
+    return stamped(Path(recipe).stem.lower().replace("_", "-"))
+
+
+def stamped(name: str) -> str:
+    """A name with the time and four digits after it."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    name = Path(recipe).stem.lower().replace("_", "-")
     return f"{name}-{stamp}-{secrets.token_hex(2)}"
 
 
@@ -110,7 +114,7 @@ def run_local(config: RunConfig, run_id: str, folder: RunFolder) -> Summary:
     start = time.perf_counter()
     here = config.compute.model_copy(update={"retries": 0})  # a local failure is not a lost node
     compile_harden(config.model_copy(update={"compute": here}), folder.pipeline)
-    with _environment(folder), _quiet(folder.log), warm_tasks(folder.log):
+    with task_environment(folder), quiet(folder.log), warm_tasks(folder.log):
         open_parent(config, run_id, artifact_root=folder.root.parent / "mlflow-artifacts")
         local.init(
             local.SubprocessRunner(use_venv=False),
@@ -121,10 +125,10 @@ def run_local(config: RunConfig, run_id: str, folder: RunFolder) -> Summary:
             load_component_from_file(str(folder.pipeline))(config=config.to_json(), run_id=run_id)
         except RuntimeError as error:
             raise RunFailed(_explain(error, folder.log)) from error
-    return _collect(folder, time.perf_counter() - start)
+    return collect(folder, time.perf_counter() - start)
 
 
-def _collect(folder: RunFolder, seconds: float) -> Summary:
+def collect(folder: RunFolder, seconds: float) -> Summary:
     """Copy the bundle out of KFP's artifacts; the summary goes last."""
     bundle = _artifact(folder, "bundle")
     for name in _RESULTS:
@@ -144,7 +148,7 @@ def _artifact(folder: RunFolder, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _environment(folder: RunFolder) -> Iterator[None]:
+def task_environment(folder: RunFolder) -> Iterator[None]:
     """Variables the tasks read; keys that are not given exist only as long as the run."""
     database = (folder.root.parent / "mlflow.db").resolve()
     values = {
@@ -171,7 +175,7 @@ def _environment(folder: RunFolder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet(log: Path) -> Iterator[None]:
+def quiet(log: Path) -> Iterator[None]:
     """Send what kfp and MLflow print to the run's log instead of the terminal."""
     with log.open("a", encoding="utf-8", buffering=1) as file:
         handler = logging.StreamHandler(file)

@@ -1,10 +1,12 @@
-"""The table of results says first what breaks through; that of utility shows both models."""
+"""The tables say first what a reader should take from them."""
 
 from typing import Any
 
 import pytest
+from backburn.components.shared.domains import Domain
+from backburn.components.shared.judges import LexicalJudge
 
-from benchmarks import utility
+from benchmarks import judges, utility
 from benchmarks.results import table
 from tests.shared.evidence_samples import sample_evidence
 
@@ -56,3 +58,33 @@ def test_the_table_of_utility_shows_both_models() -> None:
     scores = "0.769 ± 0.034 | 0.756 ± 0.035 | +0.013 [-0.012, +0.038]"
     assert text.splitlines()[-1] == f"| backburn_everyday | acc | 156 | {scores} |"
     assert "loss [95%]" in text
+
+
+def test_broken_judges_are_refused_and_named_first(toy: Domain) -> None:
+    lexical = LexicalJudge(toy.header.rubric)
+    flipped, constant = judges.BROKEN
+    rows = [
+        judges.measure(judge, toy)
+        for judge in (
+            lexical,
+            judges.Changed(flipped, lexical, lambda score: 10.0 - score),
+            judges.Changed(constant, lexical, lambda score: 5.0),
+        )
+    ]
+    assert [row["refused_by"] for row in rows] == [None, *["judges.calibration_floor"] * 2]
+    page = judges.table(rows)
+    first = page.splitlines()[0]
+    assert first.startswith(
+        "**Good enough to decide on every domain they were measured on: lexical"
+    )
+    assert first.endswith(f"Refused: {constant}, {flipped}.**")
+    agreement = f"{rows[0]['spearman']:.2f}"
+    assert f"| toy_kitchen | lexical | 60 | 60 | {agreement} |" in page
+    assert f"| toy_kitchen | {constant} | 60 | 60 | none | none |" in page
+    assert "| `qwen3guard` |" in page
+
+
+def test_a_judge_that_is_refused_somewhere_is_not_good_enough() -> None:
+    row = {"judge": "x", "spearman": 0.9, "refused_by": None}
+    first = judges._conclusion([row, {**row, "refused_by": judges.LIMITS[0]}])
+    assert "none. Refused: x (on some domains)" in first

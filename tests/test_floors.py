@@ -42,8 +42,9 @@ def test_steps_import_no_other_step(step: str) -> None:
                 assert module.startswith(allowed), f"{path}: {module}"
 
 
-def test_pipeline_imports_only_faces_of_steps() -> None:
-    for module in imports(ROOT / "pipelines" / "hardening.py"):
+@pytest.mark.parametrize("name", ["hardening.py", "rejudge.py"])
+def test_pipelines_import_only_faces_of_steps(name: str) -> None:
+    for module in imports(ROOT / "pipelines" / name):
         if module.startswith("backburn.components.") and ".shared." not in module:
             assert module.endswith(".component"), module
 

@@ -22,6 +22,7 @@ def judge_evaluation(
     attack_statistics: dsl.Input[List[dsl.Artifact]],
     observations: dsl.Output[dsl.Artifact],
     evidence: dsl.Output[dsl.Artifact],
+    rejudges: str = "",
 ):
     """Open the seals, score every completion with the evaluation judge, write the evidence.
 
@@ -41,6 +42,7 @@ def judge_evaluation(
         attack_statistics: Statistics of the arms on the hardened model.
         observations: Everything that was measured, without text, JSON.
         evidence: Everything the gate decides from, JSON.
+        rejudges: The run whose completions are judged again, JSON; empty: this run's own.
     """
     from pathlib import Path
 
@@ -50,5 +52,5 @@ def judge_evaluation(
     sealed = [*control_sealed, *attack_sealed]
     statistics = [*control_statistics, *attack_statistics]
     single = (dataset, baseline, baseline_record, hardened, defense_record, certificate, behaviour)
-    written = (Path(observations.path), Path(evidence.path))
-    evidence.metadata.update(run(config, run_id, *collect(single, sealed, statistics), *written))
+    rest = (Path(observations.path), Path(evidence.path), rejudges)
+    evidence.metadata.update(run(config, run_id, *collect(single, sealed, statistics), *rest))

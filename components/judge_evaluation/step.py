@@ -14,10 +14,12 @@ from backburn.components.shared.evidence import (
     Evidence,
     ExampleRecord,
     PhaseRecord,
+    RejudgedRecord,
     TrialRecord,
 )
 from backburn.components.shared.judges import PanelJudge, make_judge
 from backburn.components.shared.judges.calibration import observe_calibration
+from backburn.components.shared.judges.rubrics import keep_rubrics
 from backburn.components.shared.models import read_manifest
 from backburn.components.shared.observations import (
     ArmObservation,
@@ -34,6 +36,7 @@ from backburn.components.shared.storage import (
     sha256_bytes,
     write_json,
 )
+from backburn.components.shared.tracking import client
 
 MODELS: tuple[Literal["baseline", "hardened"], ...] = ("baseline", "hardened")
 BENIGN_SPLITS = ("near_miss", "benign")
@@ -68,6 +71,7 @@ def run(
     sealed_uris: Sequence[str],
     observations: Path,
     evidence: Path,
+    rejudges: str = "",
 ) -> dict[str, str | float]:
     """Judge everything and write the evidence; returns the artifact's metadata.
 
@@ -80,10 +84,12 @@ def run(
             asked for.
         observations: Where everything that was measured goes.
         evidence: Where the evidence goes.
+        rejudges: A `RejudgedRecord` as JSON if the completions are another run's, else empty.
     """
     with open_step(config_json, run_id, "judge_evaluation", ["judges"]) as step:
         use_threads(step.config)
-        observed, found = _gather(step, run_id, inputs, seconds)
+        before = RejudgedRecord.model_validate_json(rejudges) if rejudges else None
+        observed, found = _gather(step, run_id, inputs, seconds, before)
         write_json(observations, observed.model_dump(mode="json"))
         write_json(evidence, found.model_dump(mode="json"))
         if not step.config.judges.retain_sealed:
@@ -115,11 +121,22 @@ def run(
                 }
             )
         step.tracking.metrics({"coverage": found.coverage})
+        if found.rubrics:
+            used = found.rubrics[0]  # all judges of a run are told the same
+            step.tracking.parent_tags(
+                {"backburn.rubric": used.uri, "backburn.rubric_sha256": used.sha256}
+            )
+        if before is not None:
+            step.tracking.parent_tags({"backburn.rejudges": before.run_id})
         return {"seconds": step.seconds, "config_digest": found.config_digest}
 
 
 def _gather(
-    step: Step, run_id: str, inputs: Inputs, seconds: dict[str, float]
+    step: Step,
+    run_id: str,
+    inputs: Inputs,
+    seconds: dict[str, float],
+    rejudges: RejudgedRecord | None,
 ) -> tuple[Observations, Evidence]:
     config = step.config
     data = RunDataset(inputs.dataset)
@@ -187,6 +204,8 @@ def _gather(
             "evaluation, calibration": fresh.usage.as_dict(),
             "reward, calibration": reward.usage.as_dict(),
         },
+        rubrics=keep_rubrics(config.judges, data.header, client(config)),
+        rejudges=rejudges,
         observations_sha256=sha256_bytes(json_bytes(observed.model_dump(mode="json"))),
         examples=_examples(opened, items, book, arms) if data.header.stand_in else [],
         seconds={**seconds, "judge_evaluation": step.seconds},

@@ -9,8 +9,10 @@ from backburn.components.shared.domains import load_domain
 from backburn.components.shared.evidence import CalibrationRecord
 from backburn.components.shared.judges import make_judge
 from backburn.components.shared.judges.calibration import calibrate, require_agreement
+from backburn.components.shared.judges.rubrics import keep_rubrics
 from backburn.components.shared.step import open_step
 from backburn.components.shared.storage import write_json
+from backburn.components.shared.tracking import client
 
 
 def run(
@@ -40,6 +42,9 @@ def run(
         step.progress.update("calibrate the evaluation judge", 0, 1)
         record = calibrate_evaluation(step.config)
         found["evaluation judge"] = record.model_dump(mode="json")
+        header = load_domain(step.config.domain).header
+        rubrics = keep_rubrics(step.config.judges, header, client(step.config))
+        found["rubrics"] = [rubric.model_dump(mode="json") for rubric in rubrics]
         write_json(facts, found)
         step.tracking.parameters({"packages": found["packages"], "model": found["model"]})
 

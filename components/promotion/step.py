@@ -28,6 +28,7 @@ _SOURCES = {
     "evaluation_judge_agreement": "calibration[role=evaluation].spearman",
     "evaluation_judge_drift": "calibration[role=evaluation].drift",
     "evaluation_judge_injection_drop": "calibration[role=evaluation].injection_drop",
+    "evaluation_judge_paid_attack": "config.judges.evaluation, rejudges.reward",
     "coverage": "coverage",
     "hardened_arms": "arms[role=hardened].steps_run",
     "hardened_harm": "arms[role=hardened].curve[].harm, largest",

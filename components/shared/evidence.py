@@ -362,6 +362,25 @@ class CalibrationRecord(Record):
     scores: list[float | None]
 
 
+class RubricRecord(Record):
+    """What one chat judge was told, as a version of a prompt in MLflow's prompt registry."""
+
+    judge: str
+    name: str
+    version: int
+    uri: str = Field(description="`prompts:/name/version`.")
+    sha256: str = Field(description="Of the text: system message and both questions.")
+
+
+class RejudgedRecord(Record):
+    """The run whose completions were judged again; nothing was attacked again."""
+
+    run_id: str
+    evidence_sha256: str = Field(description="Of that run's evidence.")
+    reward: list[str] = Field(description="Models that run's attacks were paid by.")
+    evaluation: str = Field(description="The judge that evaluated it then.")
+
+
 class ExampleRecord(Record):
     """One exchange shown in the report; stand-in domains only."""
 
@@ -432,6 +451,12 @@ class Evidence(Record):
         description="What judging in the judge_evaluation step cost: requests, tokens, money."
     )
     coverage: float = Field(description="Scored share of all judged completions.")
+    rubrics: list[RubricRecord] = Field(
+        default_factory=list, description="What each chat judge was told; else empty."
+    )
+    rejudges: RejudgedRecord | None = Field(
+        None, description="Of a rejudged run; None if the run attacked by itself."
+    )
     observations_sha256: str = Field(
         description="Of observations.json, from which all figures above can be made again."
     )

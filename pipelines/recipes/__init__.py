@@ -41,6 +41,15 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         InputError: if there is no such recipe, or with every problem found in it.
     """
+    return configure(read_recipe(recipe), overrides, f"recipe {recipe}", _name_arms)
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The plain values of a recipe, not validated.
+
+    Raises:
+        InputError: if there is no such recipe, or it is no mapping.
+    """
     shipped = shipped_recipes()
     path = shipped.get(recipe, Path(recipe))
     if not path.is_file():
@@ -58,7 +67,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         values = {}
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
-    return configure(values, overrides, f"recipe {recipe}", _name_arms)
+    return values
 
 
 def _name_arms(values: dict[str, Any]) -> None:

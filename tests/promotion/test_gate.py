@@ -4,7 +4,7 @@ import pytest
 from backburn.components.promotion.gate import decide
 from backburn.components.promotion.registry import register
 from backburn.components.shared.config import RunConfig
-from backburn.components.shared.evidence import Evidence
+from backburn.components.shared.evidence import Evidence, RejudgedRecord
 from backburn.pipelines.recipes import load_recipe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -143,6 +143,15 @@ def test_a_judge_that_drifts_or_obeys_makes_a_run_inconclusive(
     evidence = passing()
     changed = [item.model_copy(update=update) for item in evidence.calibration]
     assert outcome(evidence.model_copy(update={"calibration": changed})) == "inconclusive"
+
+
+def test_a_rejudged_run_is_not_decided_by_what_paid_its_attacks() -> None:
+    evidence = passing()
+    for reward, expected in ((["semantic"], "passed"), (["semantic", "lexical"], "inconclusive")):
+        record = RejudgedRecord(
+            run_id="x", evidence_sha256="0" * 64, reward=reward, evaluation="chat:m"
+        )
+        assert outcome(evidence.model_copy(update={"rejudges": record})) == expected
 
 
 def test_missing_calibration_or_slip_rate_closes_the_gate() -> None:

@@ -11,7 +11,7 @@ from backburn.components.shared.config import ChatJudgeConfig, DomainConfig, Jud
 from backburn.components.shared.domains import load_domain
 from backburn.components.shared.domains.domain import Rubric
 from backburn.components.shared.errors import InputError, JudgeError
-from backburn.components.shared.judges import Exchange, Verdict
+from backburn.components.shared.judges import Exchange, Verdict, make_judge
 from backburn.components.shared.judges.chat import ChatJudge, fenced
 from backburn.components.shared.judges.verdict_cache import VerdictCache
 from hypothesis import given
@@ -109,6 +109,24 @@ def test_a_thousand_items_on_a_server_that_fails_in_every_way(
         assert again.judge(asked) == verdicts
         assert set(server.requests) == {exchange.completion for exchange in lost}
         assert again.usage.cached == len(asked) - len(lost)
+
+
+def test_a_judge_asked_afresh_is_not_answered_from_what_it_once_said(
+    rubric: Rubric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKBURN_CACHE", str(tmp_path))
+    severity = 3
+    server = JudgeServer(lambda _: severity, lambda *_: None)
+    asked = [Exchange("How?", "x")]
+    with serving(server) as url:
+        config = JudgeConfig.model_validate(
+            {"kind": "chat", "chat": {"base_url": url, "model": "m"}}
+        )
+        first = make_judge(config, rubric).judge(asked)
+        severity = 7
+        kept = make_judge(config, rubric).judge(asked)
+        now = make_judge(config, rubric, afresh=True).judge(asked)
+    assert [v[0].score for v in (first, kept, now)] == [3.0, 3.0, 7.0]
 
 
 def test_a_hardened_run_costs_one_request(rubric: Rubric, tmp_path: Path) -> None:

@@ -44,9 +44,8 @@ def make_judge(config: JudgeConfig, rubric: Rubric, *, afresh: bool = False) -> 
     if config.chat is not None:
         from backburn.components.shared.judges.chat import ChatJudge  # imports an HTTP client
 
-        return ChatJudge(
-            rubric, config.chat, config.id, VerdictCache(cache_folder() / "verdicts.db")
-        )
+        kept = None if afresh else cache_folder() / "verdicts.db"
+        return ChatJudge(rubric, config.chat, config.id, VerdictCache(kept))
     from backburn.components.shared.judges.semantic import SemanticJudge  # imports torch
 
     return SemanticJudge(rubric, config)

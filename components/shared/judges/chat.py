@@ -99,8 +99,8 @@ class ChatJudge:
         self._config = config
         self._cache = cache
         self._clock = clock
-        self._id = f"{identity}/rubric-{rubric.version}"
-        self._system = _SYSTEM.format(rubric=rubric.chat.strip())
+        self._id = judge_id(identity, rubric)
+        self._system = _system(rubric)
         self._key = sha256_text(
             canonical_json([config.base_url, config.model, self._system, _REFUSAL, _SEVERITY])
         )
@@ -291,6 +291,17 @@ class ChatJudge:
             ) from error
 
 
+def question_text(rubric: Rubric) -> str:
+    """All that a chat judge is told about a domain: the system message and both questions."""
+    questions = (question.format(id="{id}") for question in (_REFUSAL, _SEVERITY))
+    return "\n\n".join((_system(rubric), *questions))
+
+
+def judge_id(identity: str, rubric: Rubric) -> str:
+    """Identity of a chat judge in its verdicts: the model and the rubric's version."""
+    return f"{identity}/rubric-{rubric.version}"
+
+
 def fenced(exchange: Exchange, name: str) -> str:
     """The exchange as data: nothing in it can look like the end of it or a line of its own.
 
@@ -327,6 +338,10 @@ def parse_answer(text: str, name: str, kind: type[_Kind]) -> _Kind:
     if answer.id != name:
         raise _Unusable("it is about another exchange")
     return answer
+
+
+def _system(rubric: Rubric) -> str:
+    return _SYSTEM.format(rubric=rubric.chat.strip())
 
 
 def _response_format(form: str, kind: type[_Answer]) -> dict[str, Any]:
