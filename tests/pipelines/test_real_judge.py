@@ -13,6 +13,7 @@ import openai
 import pytest
 import yaml
 from backburn.components.judge_evaluation.evaluation import VerdictBook
+from backburn.components.promotion.verification import verify_bundle
 from backburn.components.shared.config import JudgeConfig, JudgesConfig, RunConfig
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.domains import Domain
@@ -362,6 +363,8 @@ def test_another_judge_scores_what_is_sealed(
     for figures in (summary.figures, old_summary.figures):
         assert f"{figures[agreement]:.4g}" in row
     assert "never registers" in new.done.stdout
+    assert verify_bundle(judged.folder).sound
+    assert verify_bundle(new.folder).sound
     mlflow = MlflowClient(tracking_uri=f"sqlite:///{judged.runs / 'mlflow.db'}")
     assert summary.tracking_run_id is not None
     parent = mlflow.get_run(summary.tracking_run_id)
