@@ -182,8 +182,9 @@ def table(rows: Sequence[Row]) -> str:
 def _conclusion(rows: Sequence[Row]) -> str:
     if not rows:
         return "No judge has been measured."
-    names = list(dict.fromkeys(row["judge"] for row in sorted(rows, key=_place)))
-    by_name = {name: [row for row in rows if row["judge"] == name] for name in names}
+    by_name: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=_place):
+        by_name.setdefault(row["judge"].split("/rubric-")[0], []).append(row)
     good = {n: rs for n, rs in by_name.items() if not any(row["refused_by"] for row in rs)}
     found = [row["spearman"] for rs in good.values() for row in rs]
     refused = [
