@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.shared.evidence_samples import sample_evidence
 
-CONFIG = load_recipe("laptop", ["attack.arms.0.seeds=[0]", "attack.arms.0.control_seeds=[0]"])
+CONFIG = load_recipe("laptop", ["attack.arms=[{like: paper, seeds: [0], control_seeds: [0]}]"])
 ARM = CONFIG.attack.arms[0]
 
 
