@@ -275,6 +275,58 @@ def verify(
     )
 
 
+@app.command()
+def pull(
+    reference: Annotated[
+        str, typer.Argument(help="models:/<name>@<alias> or models:/<name>/<version>.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must be new.")],
+    key: Annotated[
+        Path | None, typer.Option(help="Public key (PEM) that must have signed its evidence.")
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Also write the base with the adapter merged into it.")
+    ] = False,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MLFLOW_TRACKING_URI", help="MLflow server. Default: the store in --runs."
+        ),
+    ] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Fetch a registered model, and refuse it unless its evidence holds.
+
+    Its bundle is verified as by `verify`, its weights must be those that were tested, and its gate
+    must have passed; otherwise nothing is left in the folder. Exit code: 0 fetched, 1 refused, 2 no
+    such model, or bad input.
+    """
+    _settle_environment()
+    if tracking_uri is None:
+        if not (runs / "mlflow.db").is_file():
+            raise InputError(
+                f"no MLflow server: give --tracking-uri, set MLFLOW_TRACKING_URI, or give --runs a "
+                f"folder with a local store ({runs / 'mlflow.db'} does not exist)"
+            )
+        tracking_uri = f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+
+    from backburn.components.promotion import consumption
+
+    trusted = None if key is None else _read_key(key)
+    pulled = consumption.pull(reference, output, tracking_uri, trusted, merged=merged)
+    console = _console()
+    if not pulled.verification.trusted:
+        console.print(
+            "[yellow]Nobody in particular vouches for this:[/] without --key, the key that the "
+            "bundle itself names was used."
+        )
+    console.print(
+        f"[green]fetched[/] version {pulled.version} into {output}, signed by key "
+        f"{pulled.verification.signer[:16]}",
+        highlight=False,
+    )
+
+
 def _read_key(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -32,6 +32,7 @@ def render_model_card(evidence: Evidence, decision: Decision) -> str:
     return templates.get_template("model_card.md").render(
         metadata=_metadata(name, evidence, decision),
         name=name,
+        hub=_HUB_ID.fullmatch(evidence.model_base) is not None,
         evidence=evidence,
         decision=decision,
         verdict=verdict(evidence, decision),
@@ -44,7 +45,7 @@ def _inline(text: str) -> str:
 
 
 def _metadata(name: str, evidence: Evidence, decision: Decision) -> str:
-    hub = _HUB_ID.fullmatch(evidence.model_base)
+    hub = _HUB_ID.fullmatch(evidence.model_base) is not None
     card = ModelCardData(
         model_name=name,
         base_model=evidence.model_base if hub else None,

@@ -128,7 +128,8 @@ def _signature(
         verification.signer = key_id(key)
         verification.trusted = trusted_key is not None
     except (InputError, ValidationError) as error:
-        finding.problems.append(f"{ATTESTATION}: {error}")
+        shown = _first(error) if isinstance(error, ValidationError) else error
+        finding.problems.append(f"{ATTESTATION}: {shown}")
         return None
     finding.note = f"by key {verification.signer[:16]}" + (
         "" if trusted_key else ", which the bundle itself names: pass --key to say whose it must be"
@@ -168,7 +169,7 @@ def _parsed(
     try:
         return kind.model_validate_json(contents[name])
     except ValidationError as error:
-        finding.problems.append(f"{name}: {error}")
+        finding.problems.append(f"{name}: {_first(error)}")
         return None
 
 
@@ -177,7 +178,7 @@ def _configuration(verification: Verification, evidence: Evidence) -> RunConfig 
     try:
         config = RunConfig.model_validate(evidence.config)
     except ValidationError as error:
-        finding.problems.append(f"{EVIDENCE}: config: {error}")
+        finding.problems.append(f"{EVIDENCE}: config: {_first(error)}")
         return None
     _compare(finding, "config_digest", evidence.config_digest, config.digest())
     return config
@@ -306,6 +307,14 @@ def _differences(path: str, stated: Any, made: Any) -> Iterator[str]:
             yield from _differences(f"{path}[{index}]", one, other)
     elif stated != made or type(stated) is not type(made):
         yield f"{path}: states {_short(stated)}, {_short(made)} follows"
+
+
+def _first(error: ValidationError) -> str:
+    """What does not fit the schema, on one line."""
+    found = error.errors()
+    where = ".".join(map(str, found[0]["loc"])) or "(all of it)"
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{where}: {found[0]['msg']}{more}; was it written by another version of Backburn?"
 
 
 def _short(value: Any) -> str:

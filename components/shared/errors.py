@@ -15,3 +15,7 @@ class ContainmentError(BackburnError):
 
 class JudgeError(BackburnError):
     """A judge cannot be reached; what it said before is kept."""
+
+
+class VerificationError(BackburnError):
+    """A model's evidence does not hold, so the model is not handed out."""

@@ -52,7 +52,8 @@ def test_overrides(override: str, get: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["seed", "=3", "model.id.x=3", "attack.arms.99.steps=3", "attack.arms.first.steps=3"]
+    "override",
+    ["seed", "=3", "model.id.x=3", "attack.arms.99.steps=3", "attack.arms.first.steps=3"],
 )
 def test_bad_overrides_say_so(override: str) -> None:
     with pytest.raises(InputError, match="--set"):

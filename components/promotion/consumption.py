@@ -1,0 +1,169 @@
+"""Fetching a registered model, and refusing it unless its evidence holds."""
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow.artifacts
+from backburn.components.promotion.bundle import FILES
+from backburn.components.promotion.verification import Verification, verify_bundle
+from backburn.components.shared.attestation import ADAPTER_FOLDER, ATTESTATION
+from backburn.components.shared.config import RunConfig
+from backburn.components.shared.errors import InputError, VerificationError
+from backburn.components.shared.evidence import Evidence
+from backburn.components.shared.models import ModelManifest, load_artifact, weight_digests
+from backburn.components.shared.storage import sha256_file, write_json
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+MERGED_FOLDER = "merged"
+_REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+_EVIDENCE_TAG = "backburn.evidence_sha256"
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What was fetched, and what its evidence says."""
+
+    version: str
+    verification: Verification
+
+
+def pull(
+    reference: str,
+    output: Path,
+    uri: str,
+    trusted_key: str | None = None,
+    *,
+    merged: bool = False,
+) -> Pulled:
+    """Fetch a registered model with its bundle; nothing is left under `output` unless all holds.
+
+    The folder then has the bundle's files, `adapter/`, a `manifest.json` made from the evidence,
+    `base/` if the base is stored nowhere else, and `merged/` if asked for. Weights are safetensors.
+
+    Args:
+        reference: `models:/<name>@<alias>` or `models:/<name>/<version>`.
+        output: Folder to make; must not exist.
+        uri: Of the MLflow server or store.
+        trusted_key: PEM of the public key that must have signed; see `verify_bundle`.
+        merged: Write the base with the adapter merged into it as well.
+
+    Raises:
+        InputError: if there is no such version, or the folder exists.
+        VerificationError: if it has no bundle, the bundle is not sound, its weights are not the
+            tested ones, or its gate did not pass.
+    """
+    if output.exists():
+        raise InputError(f"--output {output}: exists already; give a new folder")
+    client = MlflowClient(tracking_uri=uri)
+    version = _find(client, reference)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+        bundle, model, result = (Path(scratch) / name for name in ("bundle", "model", "result"))
+        _download_bundle(version, bundle, uri)
+        model = _download(model, uri, artifact_uri=str(version.source))
+        verification = _verified(reference, bundle, model, trusted_key)
+        assert verification.evidence is not None
+        stated = version.tags.get(_EVIDENCE_TAG)
+        if stated != sha256_file(bundle / "evidence.json"):
+            raise VerificationError(
+                f"{reference}: refused: it was registered for other evidence ({_EVIDENCE_TAG} is "
+                f"{stated})"
+            )
+        _assemble(verification.evidence, bundle, model, result)
+        if merged:
+            _merge(verification.evidence, result)
+        result.rename(output)
+    return Pulled(str(version.version), verification)
+
+
+def _find(client: MlflowClient, reference: str) -> ModelVersion:
+    parts = _REFERENCE.fullmatch(reference)
+    if parts is None:
+        raise InputError(
+            f"{reference!r} names no model version: write models:/<name>@<alias> or "
+            "models:/<name>/<version>"
+        )
+    try:
+        if parts["alias"] is not None:
+            return client.get_model_version_by_alias(parts["name"], parts["alias"])
+        return client.get_model_version(parts["name"], parts["version"])
+    except MlflowException as error:
+        raise InputError(f"{reference}: {error}") from error
+
+
+def _download_bundle(version: ModelVersion, folder: Path, uri: str) -> None:
+    if not version.run_id:
+        raise VerificationError(f"version {version.version}: refused: no run, so no evidence")
+    for name in (*FILES, ATTESTATION):
+        try:
+            _download(folder, uri, run_id=version.run_id, artifact_path=name)
+        except InputError as error:
+            raise VerificationError(
+                f"version {version.version}: refused: its run has no {name}: {error}"
+            ) from error
+
+
+def _download(folder: Path, uri: str, **what: str) -> Path:
+    """Fetch into a folder; returns where the file or folder that was asked for lies."""
+    folder.mkdir(exist_ok=True)
+    try:
+        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
+        fetched = mlflow.artifacts.download_artifacts(
+            dst_path=str(folder), tracking_uri=uri, **what
+        )
+        return Path(fetched)
+    except (MlflowException, OSError) as error:
+        shown = what.get("artifact_path") or what.get("artifact_uri")
+        raise InputError(f"{shown}: cannot be fetched: {error}") from error
+
+
+def _verified(reference: str, bundle: Path, model: Path, trusted_key: str | None) -> Verification:
+    found = verify_bundle(bundle, trusted_key, model)
+    problems = [problem for finding in found.findings for problem in finding.problems]
+    if not found.sound or found.decision is None:
+        raise VerificationError("\n  ".join([f"{reference}: refused:", *problems]))
+    if found.decision.outcome != "passed" or found.decision.dry_run:
+        run = "a dry run" if found.decision.dry_run else found.decision.outcome
+        raise VerificationError(f"{reference}: refused: the gate's outcome is {run}")
+    return found
+
+
+def _assemble(evidence: Evidence, bundle: Path, model: Path, result: Path) -> None:
+    """Copy what has been verified, and nothing else."""
+    shutil.copytree(bundle, result)
+    shutil.copytree(model / ADAPTER_FOLDER, result / ADAPTER_FOLDER)
+    base = model / "base"
+    if base.is_dir():
+        if weight_digests(base) != evidence.base_digests:
+            raise VerificationError("base: other weights than the base that was tested")
+        (result / "base").mkdir()
+        for name in evidence.base_digests:
+            shutil.copy(base / name, result / "base" / name)
+        for path in (result / ADAPTER_FOLDER).iterdir():
+            if not path.name.startswith("adapter_"):  # the tokenizer, which is saved beside it
+                shutil.copy(path, result / "base")
+    manifest = ModelManifest(
+        base=evidence.model_base,
+        revision=evidence.model_revision,
+        base_digests=evidence.base_digests,
+        adapter_digests=evidence.hardened_files,
+        lineage=evidence.lineage,
+        rejection=evidence.data.rejection,
+    )
+    write_json(result / "manifest.json", manifest.model_dump())
+
+
+def _merge(evidence: Evidence, result: Path) -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    loaded = load_artifact(result, RunConfig.model_validate(evidence.config).model)
+    loaded.model.save_pretrained(str(result / MERGED_FOLDER), safe_serialization=True)
+    loaded.tokenizer.save_pretrained(str(result / MERGED_FOLDER))
