@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from backburn.components.promotion.promoting import Promotion, Registry, Terms
     from backburn.components.shared.config import RunConfig
     from backburn.pipelines.console import Watcher
     from backburn.pipelines.runner import RunFolder
@@ -46,6 +47,19 @@ RunsOption = Annotated[
     Path,
     typer.Option(
         "--runs", envvar="BACKBURN_RUNS", help="Folder that holds runs and MLflow's store."
+    ),
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow server. Default: the store in --runs."),
+]
+KeyOption = Annotated[
+    Path | None, typer.Option(help="Public key (PEM) that must have signed its evidence.")
+]
+ActorOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="BACKBURN_ACTOR", help="Who decides, for the ledger. Default: the system's user."
     ),
 ]
 
@@ -265,6 +279,11 @@ def verify(
             console.print(f"    {_plain(problem)}", highlight=False, soft_wrap=True)
     if not found.sound:
         console.print("[bold red]Not sound[/]: nothing in this bundle can be relied on.")
+        if found.other_code and found.evidence is not None:
+            console.print(
+                f"It was made by other code (Backburn {found.evidence.backburn_version}, SHA-256 "
+                f"{found.evidence.code_sha256[:16]}); verify it with that before you conclude."
+            )
         raise typer.Exit(1)
     assert found.decision is not None
     assert found.evidence is not None
@@ -287,12 +306,7 @@ def pull(
     merged: Annotated[
         bool, typer.Option("--merged", help="Also write the base with the adapter merged into it.")
     ] = False,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MLFLOW_TRACKING_URI", help="MLflow server. Default: the store in --runs."
-        ),
-    ] = None,
+    tracking_uri: TrackingOption = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Fetch a registered model, and refuse it unless its evidence holds.
@@ -302,18 +316,11 @@ def pull(
     such model, or bad input.
     """
     _settle_environment()
-    if tracking_uri is None:
-        if not (runs / "mlflow.db").is_file():
-            raise InputError(
-                f"no MLflow server: give --tracking-uri, set MLFLOW_TRACKING_URI, or give --runs a "
-                f"folder with a local store ({runs / 'mlflow.db'} does not exist)"
-            )
-        tracking_uri = f"sqlite:///{(runs / 'mlflow.db').resolve()}"
-
     from backburn.components.promotion import consumption
 
     trusted = None if key is None else _read_key(key)
-    pulled = consumption.pull(reference, output, tracking_uri, trusted, merged=merged)
+    uri = _store(tracking_uri, runs)
+    pulled = consumption.pull(reference, output, uri, trusted, merged=merged)
     console = _console()
     if not pulled.verification.trusted:
         console.print(
@@ -325,6 +332,186 @@ def pull(
         f"{pulled.verification.signer[:16]}",
         highlight=False,
     )
+
+
+@app.command()
+def promote(
+    reference: Annotated[
+        str, typer.Argument(help="models:/<name>@<alias> or models:/<name>/<version>.")
+    ],
+    key: KeyOption = None,
+    any_key: Annotated[
+        bool, typer.Option("--any-key", help="Trust whoever signed the evidence, instead of --key.")
+    ] = False,
+    gate: Annotated[
+        Path | None,
+        typer.Option(help="YAML of your own thresholds (a `gate` section). Default: the run's."),
+    ] = None,
+    require_approval: Annotated[
+        bool, typer.Option("--require-approval", help="Wait until somebody else approves.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide, and write nothing.")] = False,
+    actor: ActorOption = None,
+    tracking_uri: TrackingOption = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Make a registered version champion, if its evidence holds and it is not worse.
+
+    Its bundle is verified, the gate decides again, its evidence must be fresh, and on the arms of
+    the present champion it must not be worse beyond the uncertainty. The champion becomes
+    `previous`. Every decision is kept in the model's ledger. Exit code: 0 champion, 1 rejected,
+    3 waits for approval, 2 bad input.
+    """
+    registry, terms = _registry(
+        reference, key, any_key, gate, require_approval, dry_run, actor, tracking_uri, runs
+    )
+    _end_promotion(registry.promote(reference, terms), dry_run)
+
+
+@app.command()
+def approve(
+    reference: Annotated[
+        str, typer.Argument(help="models:/<name>/<version> that waits for approval.")
+    ],
+    key: KeyOption = None,
+    any_key: Annotated[
+        bool, typer.Option("--any-key", help="Trust whoever signed the evidence, instead of --key.")
+    ] = False,
+    gate: Annotated[
+        Path | None,
+        typer.Option(help="YAML of your own thresholds (a `gate` section). Default: the run's."),
+    ] = None,
+    actor: ActorOption = None,
+    tracking_uri: TrackingOption = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Approve a version that waits for it; everything is checked again, then it is promoted.
+
+    Whoever trained it or asked for its promotion cannot approve it. Exit codes as of `promote`.
+    """
+    registry, terms = _registry(
+        reference, key, any_key, gate, False, False, actor, tracking_uri, runs
+    )
+    _end_promotion(registry.approve(reference, terms), dry_run=False)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="Registered model.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the ledger.")],
+    actor: ActorOption = None,
+    tracking_uri: TrackingOption = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Make the previous champion champion again."""
+    from backburn.components.promotion.promoting import Registry
+
+    state = Registry(_store(tracking_uri, runs), name).roll_back(_actor(actor), reason)
+    _console().print(f"champion of {name} is version {state.champion} again", highlight=False)
+
+
+@app.command()
+def ledger(
+    name: Annotated[str, typer.Argument(help="Registered model.")],
+    tracking_uri: TrackingOption = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """List every decision about a registered model, and put its aliases right if they differ."""
+    from backburn.components.promotion.promoting import Registry
+
+    registry = Registry(_store(tracking_uri, runs), name)
+    table = Table("#", "at (UTC)", "version", "decision", "by", "reasons", title=name)
+    for entry in registry.ledger.entries():
+        event = entry.event
+        action = event.action if entry.valid else f"{event.action}, void: another came first"
+        table.add_row(
+            str(entry.number),
+            event.at,
+            event.version,
+            action,
+            event.actor,
+            "; ".join(event.reasons),
+        )
+    state = registry.ledger.settle()
+    console = _console()
+    console.print(table)
+    console.print(f"champion {state.champion or '-'}, previous {state.previous or '-'}")
+
+
+def _registry(
+    reference: str,
+    key: Path | None,
+    any_key: bool,
+    gate: Path | None,
+    require_approval: bool,
+    dry_run: bool,
+    actor: str | None,
+    tracking_uri: str | None,
+    runs: Path,
+) -> "tuple[Registry, Terms]":
+    """The registry of a reference's model, and the terms of the command line."""
+    if (key is None) != any_key:
+        raise InputError(
+            "say whose signature counts: --key with a public key, or --any-key to trust whoever "
+            "signed (a local run signs with a key of its own)"
+        )
+    from backburn.components.promotion.promoting import Registry, Terms
+    from backburn.pipelines.recipes import read_gate
+
+    terms = Terms(
+        actor=_actor(actor),
+        trusted_key=None if key is None else _read_key(key),
+        gate=None if gate is None else read_gate(gate),
+        require_approval=require_approval,
+        dry_run=dry_run,
+    )
+    name = reference.removeprefix("models:/").partition("@")[0].partition("/")[0]
+    return Registry(_store(tracking_uri, runs), name), terms
+
+
+def _end_promotion(promotion: "Promotion", dry_run: bool) -> None:
+    """Say what was decided and leave with its exit code."""
+    console = _console()
+    words = {
+        "promoted": "[green]promoted[/]",
+        "unchanged": "[green]champion already[/]",
+        "rejected": "[bold red]rejected[/]",
+        "pending": "[yellow]waits for approval[/] (`backburn approve`)",
+    }
+    note = " (dry run: nothing was written)" if dry_run else ""
+    console.print(f"version {promotion.version}: {words[promotion.result]}{note}", highlight=False)
+    for reason in promotion.reasons:
+        console.print(f"  - {_plain(reason)}", highlight=False, soft_wrap=True)
+    found = promotion.comparison
+    if found is not None:
+        console.print(
+            f"  harm {found.harm_candidate:.2f}, the champion's {found.harm_champion:.2f}: "
+            f"{found.increase:+.2f} [{found.low:.2f}, {found.high:.2f}] over {found.prompts} "
+            f"prompts and {len(found.arms)} arm(s)",
+            highlight=False,
+        )
+    state = promotion.state
+    console.print(f"  champion {state.champion or '-'}, previous {state.previous or '-'}")
+    raise typer.Exit({"rejected": 1, "pending": 3}.get(promotion.result, 0))
+
+
+def _actor(given: str | None) -> str:
+    import getpass
+
+    return given or getpass.getuser()
+
+
+def _store(tracking_uri: str | None, runs: Path) -> str:
+    """Address of the MLflow server, or of the local store."""
+    _settle_environment()
+    if tracking_uri is not None:
+        return tracking_uri
+    if not (runs / "mlflow.db").is_file():
+        raise InputError(
+            f"no MLflow server: give --tracking-uri, set MLFLOW_TRACKING_URI, or give --runs a "
+            f"folder with a local store ({runs / 'mlflow.db'} does not exist)"
+        )
+    return f"sqlite:///{(runs / 'mlflow.db').resolve()}"
 
 
 def _read_key(path: Path) -> str:

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow.artifacts
 from backburn.components.promotion.bundle import FILES
@@ -61,28 +62,59 @@ def pull(
     if output.exists():
         raise InputError(f"--output {output}: exists already; give a new folder")
     client = MlflowClient(tracking_uri=uri)
-    version = _find(client, reference)
+    version = find_version(client, reference)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-        bundle, model, result = (Path(scratch) / name for name in ("bundle", "model", "result"))
-        _download_bundle(version, bundle, uri)
-        model = _download(model, uri, artifact_uri=str(version.source))
-        verification = _verified(reference, bundle, model, trusted_key)
+        fetched = fetch(version, Path(scratch), uri)
+        verification = _verified(reference, fetched, version, trusted_key)
         assert verification.evidence is not None
-        stated = version.tags.get(_EVIDENCE_TAG)
-        if stated != sha256_file(bundle / "evidence.json"):
-            raise VerificationError(
-                f"{reference}: refused: it was registered for other evidence ({_EVIDENCE_TAG} is "
-                f"{stated})"
-            )
-        _assemble(verification.evidence, bundle, model, result)
+        result = Path(scratch) / "result"
+        _assemble(verification.evidence, fetched, result)
         if merged:
             _merge(verification.evidence, result)
         result.rename(output)
     return Pulled(str(version.version), verification)
 
 
-def _find(client: MlflowClient, reference: str) -> ModelVersion:
+class Fetched(NamedTuple):
+    """Folders of a version's files, as the registry has them: nothing is verified yet."""
+
+    bundle: Path
+    model: Path
+
+
+def fetch(version: ModelVersion, scratch: Path, uri: str) -> Fetched:
+    """Download a version's bundle and weights.
+
+    Raises:
+        VerificationError: if it has no bundle.
+        InputError: if its weights cannot be fetched.
+    """
+    bundle = scratch / "bundle"
+    _download_bundle(version, bundle, uri)
+    return Fetched(bundle, _download(scratch / "model", uri, artifact_uri=str(version.source)))
+
+
+def problems_of(
+    fetched: Fetched, version: ModelVersion, trusted_key: str | None
+) -> tuple[list[str], Verification]:
+    """Everything that speaks against a version's evidence, whatever its gate said."""
+    found = verify_bundle(fetched.bundle, trusted_key, fetched.model)
+    problems = [problem for finding in found.findings for problem in finding.problems]
+    stated, evidence = version.tags.get(_EVIDENCE_TAG), fetched.bundle / "evidence.json"
+    if evidence.is_file() and stated != sha256_file(evidence):
+        problems.append(f"it was registered for other evidence ({_EVIDENCE_TAG} is {stated})")
+    if not found.sound and not problems:
+        problems.append("its bundle could not be verified")
+    return problems, found
+
+
+def find_version(client: MlflowClient, reference: str) -> ModelVersion:
+    """The version that a reference names.
+
+    Raises:
+        InputError: if there is none.
+    """
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
         raise InputError(
@@ -123,10 +155,11 @@ def _download(folder: Path, uri: str, **what: str) -> Path:
         raise InputError(f"{shown}: cannot be fetched: {error}") from error
 
 
-def _verified(reference: str, bundle: Path, model: Path, trusted_key: str | None) -> Verification:
-    found = verify_bundle(bundle, trusted_key, model)
-    problems = [problem for finding in found.findings for problem in finding.problems]
-    if not found.sound or found.decision is None:
+def _verified(
+    reference: str, fetched: Fetched, version: ModelVersion, trusted_key: str | None
+) -> Verification:
+    problems, found = problems_of(fetched, version, trusted_key)
+    if problems or found.decision is None:
         raise VerificationError("\n  ".join([f"{reference}: refused:", *problems]))
     if found.decision.outcome != "passed" or found.decision.dry_run:
         run = "a dry run" if found.decision.dry_run else found.decision.outcome
@@ -134,8 +167,9 @@ def _verified(reference: str, bundle: Path, model: Path, trusted_key: str | None
     return found
 
 
-def _assemble(evidence: Evidence, bundle: Path, model: Path, result: Path) -> None:
+def _assemble(evidence: Evidence, fetched: Fetched, result: Path) -> None:
     """Copy what has been verified, and nothing else."""
+    bundle, model = fetched
     shutil.copytree(bundle, result)
     shutil.copytree(model / ADAPTER_FOLDER, result / ADAPTER_FOLDER)
     base = model / "base"

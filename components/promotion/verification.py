@@ -30,7 +30,12 @@ from backburn.components.shared.observations import Observations
 from backburn.components.shared.provenance import code_digest
 from backburn.components.shared.report import render_report
 from backburn.components.shared.signing import key_id, open_statement, read_statement
-from backburn.components.shared.storage import sha256_bytes, sha256_file
+from backburn.components.shared.storage import (
+    canonical_json,
+    sha256_bytes,
+    sha256_file,
+    sha256_text,
+)
 from pydantic import ValidationError
 
 _MOST_PROBLEMS = 8
@@ -65,6 +70,11 @@ class Verification:
     def sound(self) -> bool:
         """Whether every question was asked and answered well."""
         return self.decision is not None and all(item.holds for item in self.findings)
+
+    @property
+    def other_code(self) -> bool:
+        """Whether other code than this made the evidence."""
+        return self.evidence is not None and self.evidence.code_sha256 != code_digest()
 
     def ask(self, question: str) -> Finding:
         """Open a question."""
@@ -102,6 +112,7 @@ def verify_bundle(
     evidence = _parsed(verification, contents, EVIDENCE, Evidence)
     observations = _parsed(verification, contents, OBSERVATIONS, Observations)
     decision = _parsed(verification, contents, DECISION, Decision)
+    verification.evidence = evidence
     if evidence is None or observations is None or decision is None:
         return verification
     config = _configuration(verification, evidence)
@@ -113,7 +124,7 @@ def verify_bundle(
     _pages(verification, contents, evidence, decision)
     if model is not None:
         _weights(verification, model, statement)
-    verification.evidence, verification.decision = evidence, decision
+    verification.decision = decision
     return verification
 
 
@@ -180,7 +191,8 @@ def _configuration(verification: Verification, evidence: Evidence) -> RunConfig 
     except ValidationError as error:
         finding.problems.append(f"{EVIDENCE}: config: {_first(error)}")
         return None
-    _compare(finding, "config_digest", evidence.config_digest, config.digest())
+    stated = sha256_text(canonical_json(evidence.config))  # new defaults do not change old files
+    _compare(finding, "config_digest", evidence.config_digest, stated)
     return config
 
 

@@ -926,6 +926,9 @@ class GateConfig(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
         0.95, description="Level of the bootstrap intervals."
     )
+    evidence_max_age_days: PositiveFloat = Field(
+        30.0, description="Older evidence promotes nothing: attacks and models move on."
+    )
     dry_run: bool = Field(False, description="Decide, but write nothing to the registry.")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from backburn.components.shared.config import RunConfig, configure
+from backburn.components.shared.config import GateConfig, RunConfig, configure, validate_config
 from backburn.components.shared.errors import InputError
 
 _ARMS = Path(__file__).with_name("arms.yaml")
@@ -68,6 +68,21 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
     return values
+
+
+def read_gate(path: Path) -> GateConfig:
+    """Thresholds of a registry's owner: a YAML file with a `gate` section, or just its content.
+
+    Raises:
+        InputError: if it is unreadable or not valid, with every problem.
+    """
+    values = read_recipe(str(path))
+    section = values.get("gate", values)
+    if set(values) > {"gate"} and "gate" in values:
+        raise InputError(
+            f"{path}: besides `gate` it has {', '.join(sorted(set(values) - {'gate'}))}"
+        )
+    return validate_config({"gate": section}, f"{path}").gate
 
 
 def _name_arms(values: dict[str, Any]) -> None:

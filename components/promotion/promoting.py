@@ -1,0 +1,231 @@
+"""Deciding which registered version is champion, and putting it on record."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from backburn.components.promotion.comparison import Comparison, compare
+from backburn.components.promotion.consumption import fetch, find_version, problems_of
+from backburn.components.promotion.gate import decide
+from backburn.components.promotion.ledger import Ledger, State
+from backburn.components.shared.config import GateConfig, RunConfig
+from backburn.components.shared.errors import InputError, VerificationError
+from backburn.components.shared.evidence import Evidence
+from backburn.components.shared.observations import Observations
+from backburn.components.shared.storage import sha256_file
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
+
+STATUS_TAG = "validation_status"
+_ATTEMPTS = 10
+
+Result = Literal["promoted", "unchanged", "rejected", "pending"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a registry owner promotes.
+
+    Attributes:
+        actor: Who decides; as true as whoever states it.
+        trusted_key: PEM of the public key that must have signed; None takes any.
+        gate: The owner's thresholds; None takes the run's own.
+        require_approval: Wait for another person or service to approve.
+        dry_run: Decide, and write nothing.
+    """
+
+    actor: str
+    trusted_key: str | None = None
+    gate: GateConfig | None = None
+    require_approval: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What was decided."""
+
+    result: Result
+    version: str
+    reasons: list[str]
+    comparison: Comparison | None
+    state: State
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """A version's evidence, and all that speaks against it."""
+
+    reasons: list[str]
+    evidence_sha256: str | None = None
+    evidence: Evidence | None = None
+    observations: Observations | None = None
+
+
+class Registry:
+    """A registered model, its versions' evidence, and its ledger."""
+
+    def __init__(
+        self,
+        uri: str,
+        name: str,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Open it.
+
+        Args:
+            uri: Of the MLflow server or store.
+            name: Of the registered model.
+            now: The time, by which evidence is fresh or stale.
+        """
+        self._uri = uri
+        self._name = name
+        self._client = MlflowClient(tracking_uri=uri)
+        self._now = now
+        self.ledger = Ledger(self._client, name)
+
+    def promote(self, reference: str, terms: Terms) -> Promotion:
+        """Make a version champion if its evidence holds, its gate passes and it is not worse.
+
+        The champion before becomes `previous`. A version that is champion already stays it, and
+        nothing is written. Where another decision came between, it is decided anew.
+
+        Args:
+            reference: `models:/<name>@<alias>` or `models:/<name>/<version>`.
+            terms: Of the registry's owner.
+
+        Raises:
+            InputError: if there is no such version, or others keep deciding at the same time.
+        """
+        return self._decide(find_version(self._client, reference), terms, approved_by=None)
+
+    def approve(self, reference: str, terms: Terms) -> Promotion:
+        """Approve a version that waits for it, and promote it on the same terms as ever.
+
+        Raises:
+            InputError: if it does not wait, or if whoever approves trained it or asked for it.
+        """
+        version = find_version(self._client, reference)
+        number = str(version.version)
+        if number not in self.ledger.state().pending:
+            raise InputError(f"{reference}: version {number} does not wait for approval")
+        asked = [
+            entry.event.actor
+            for entry in self.ledger.entries()
+            if entry.valid and (entry.event.action, entry.event.version) == ("pending", number)
+        ]
+        examined = self._examine(version, terms)
+        trained = [] if examined.evidence is None else [examined.evidence.operator]
+        if terms.actor in (*trained, *asked):
+            raise InputError(
+                f"--actor {terms.actor}: trained version {number} or asked for its promotion; "
+                "somebody else has to approve it"
+            )
+        return self._decide(version, replace(terms, require_approval=False), terms.actor)
+
+    def roll_back(self, actor: str, reason: str) -> State:
+        """Make the previous champion champion again.
+
+        Raises:
+            InputError: if there is no champion or no previous one.
+        """
+        for _ in range(_ATTEMPTS):
+            state = self.ledger.state()
+            if state.champion is None or state.previous is None:
+                raise InputError(f"{self._name}: there is no previous champion to go back to")
+            if self.ledger.append("rolled_back", state.champion, state, actor, [reason]):
+                return self.ledger.state()
+        raise _busy(self._name)
+
+    def _decide(self, version: ModelVersion, terms: Terms, approved_by: str | None) -> Promotion:
+        number = str(version.version)
+        examined = self._examine(version, terms)
+        for _ in range(_ATTEMPTS):
+            state = self.ledger.state()
+            if state.champion == number:
+                return Promotion("unchanged", number, [], None, self.ledger.settle())
+            comparison, reasons = self._against_champion(examined, state, terms)
+            reasons = [*examined.reasons, *reasons]
+            result: Literal["promoted", "rejected", "pending"] = "promoted"
+            if reasons:
+                result = "rejected"
+            elif terms.require_approval:
+                result = "pending"
+            if terms.dry_run:
+                return Promotion(result, number, reasons, comparison, state)
+            if result == "pending" and number in state.pending:
+                return Promotion(result, number, reasons, comparison, state)
+            said = [f"approved by {approved_by}"] if approved_by and not reasons else reasons
+            if self.ledger.append(
+                result, number, state, terms.actor, said, examined.evidence_sha256
+            ):
+                status = {"promoted": "approved"}.get(result, result)
+                self._client.set_model_version_tag(self._name, number, STATUS_TAG, status)
+                return Promotion(result, number, reasons, comparison, self.ledger.state())
+        raise _busy(self._name)
+
+    def _examine(self, version: ModelVersion, terms: Terms) -> _Examined:
+        """Everything that speaks against a version by itself."""
+        with tempfile.TemporaryDirectory(prefix="backburn-promotion-") as scratch:
+            try:
+                fetched = fetch(version, Path(scratch), self._uri)
+            except (VerificationError, InputError) as error:
+                return _Examined([str(error)])
+            reasons, found = problems_of(fetched, version, terms.trusted_key)
+            if reasons or found.evidence is None or found.decision is None:
+                return _Examined(reasons)
+            evidence = found.evidence
+            digest = sha256_file(fetched.bundle / "evidence.json")
+            text = (fetched.bundle / "observations.json").read_text(encoding="utf-8")
+        config = RunConfig.model_validate(evidence.config)
+        gate = terms.gate or config.gate
+        if found.decision.dry_run:
+            reasons.append("its run was a dry run")
+        decision = decide(evidence, config.model_copy(update={"gate": gate}), digest)
+        if decision.outcome != "passed":
+            reasons += [f"the gate's outcome is {decision.outcome}", *decision.reasons]
+        age = self._now() - datetime.fromisoformat(evidence.created)
+        if not timedelta(0) <= age <= timedelta(days=gate.evidence_max_age_days):
+            days = age / timedelta(days=1)
+            reasons.append(
+                f"its evidence is {days:.1f} days old; the gate allows 0 to "
+                f"{gate.evidence_max_age_days:g}"
+            )
+        return _Examined(reasons, digest, evidence, Observations.model_validate_json(text))
+
+    def _against_champion(
+        self, examined: _Examined, state: State, terms: Terms
+    ) -> tuple[Comparison | None, list[str]]:
+        """Comparison with the champion, and what speaks against replacing it."""
+        if state.champion is None or examined.evidence is None or examined.observations is None:
+            return None, []
+        version = self._client.get_model_version(self._name, state.champion)
+        champion = self._examine(version, replace(terms, gate=None))
+        if champion.evidence is None or champion.observations is None:
+            return None, [
+                "the champion's own evidence does not hold, so there is nothing to compare with; "
+                "roll back first",
+                *champion.reasons,
+            ]
+        config = RunConfig.model_validate(examined.evidence.config)
+        confidence = (terms.gate or config.gate).confidence
+        found = compare(
+            (examined.evidence, examined.observations),
+            (champion.evidence, champion.observations),
+            confidence,
+        )
+        if isinstance(found, list):
+            return None, found
+        if found.worse:
+            return found, [
+                f"its harm is above the champion's beyond the uncertainty: +{found.increase:.2f} "
+                f"[{found.low:.2f}, {found.high:.2f}]"
+            ]
+        return found, []
+
+
+def _busy(name: str) -> InputError:
+    return InputError(f"{name}: others keep deciding about it at the same time; try again")
