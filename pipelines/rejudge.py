@@ -17,10 +17,11 @@ from backburn.components.promotion.component import promotion
 from backburn.components.shared.config import RunConfig, configure
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.errors import ContainmentError, InputError
-from backburn.components.shared.evidence import Evidence, RejudgedRecord, Summary
+from backburn.components.shared.evidence import RejudgedRecord, Summary
 from backburn.components.shared.judges import make_judge
 from backburn.components.shared.judges.calibration import calibrate, require_agreement
 from backburn.components.shared.sealing import KEY_VARIABLE, open_sealed
+from backburn.components.shared.step import use_threads
 from backburn.components.shared.storage import read_json, sha256_file
 from backburn.components.shared.tracking import open_parent
 from backburn.pipelines.recipes import read_recipe
@@ -62,13 +63,13 @@ def read_run(root: Path) -> FinishedRun:
         )
     try:
         summary = Summary.model_validate(read_json(folder.summary))
-        evidence = Evidence.model_validate(read_json(root / "evidence.json"))
     except ValidationError as error:
-        raise InputError(f"{root}: summary or evidence is damaged: {error}") from error
-    if evidence.rejudges is not None:
+        raise InputError(f"{folder.summary}: damaged: {error}") from error
+    evidence = read_json(root / "evidence.json")  # perhaps of another version: not validated
+    if evidence.get("rejudges") is not None:
         raise InputError(
-            f"{root}: it judged the completions of {evidence.rejudges.run_id} again and has none "
-            "of its own; give that run"
+            f"{root}: it judged the completions of {evidence['rejudges']['run_id']} again and has "
+            "none of its own; give that run"
         )
     config = RunConfig.from_json((root / "config.json").read_text(encoding="utf-8"))
     if not config.judges.retain_sealed:
@@ -88,7 +89,7 @@ def read_run(root: Path) -> FinishedRun:
         config=config,
         summary=summary,
         record=RejudgedRecord(
-            run_id=evidence.run_id,
+            run_id=summary.run_id,
             evidence_sha256=sha256_file(root / "evidence.json"),
             reward=config.judges.reward.models,
             evaluation=config.judges.evaluation.id,
@@ -150,6 +151,7 @@ def require_judge(run: FinishedRun, config: RunConfig) -> None:
         InputError: if it agrees too little with the labels, or obeys what it judges.
         JudgeError: if it does not answer.
     """
+    use_threads(config)
     data = RunDataset(Path(run.single["dataset"].path))
     judge = make_judge(config.judges.evaluation, data.header.rubric)
     require_agreement(calibrate(judge, "evaluation", data.calibration()), config.judges)
