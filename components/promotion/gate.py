@@ -1,8 +1,8 @@
 """The gate: declarative thresholds, and the decision they give. Pure, and closed by default."""
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from backburn.components.shared.config import SWEEP_WORST, RunConfig
 from backburn.components.shared.evidence import ArmRecord, Check, Decision, Evidence, Outcome
@@ -41,18 +41,22 @@ def decide(evidence: Evidence, config: RunConfig, evidence_sha256: str) -> Decis
         reasons=reasons,
         checks=checks,
         gate_version=config.gate.version,
-        gate_digest=gate_digest(config),
+        gate_digest=gate_digest(config.model_dump(mode="json")),
         evidence_sha256=evidence_sha256,
         dry_run=config.gate.dry_run,
         registration=None,
     )
 
 
-def gate_digest(config: RunConfig) -> str:
-    """SHA-256 of every threshold the gate uses."""
-    thresholds = config.gate.model_dump(mode="json")
-    for name in ("calibration_floor", "injection_drop_max", "drift_max"):
-        thresholds[name] = getattr(config.judges, name)
+def gate_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of every threshold the gate uses.
+
+    Args:
+        config: A run's configuration as JSON has it. As it was written: a later version with more
+            thresholds gives an older run the same digest.
+    """
+    names = ("calibration_floor", "injection_drop_max", "drift_max")
+    thresholds = {**config["gate"], **{name: config["judges"].get(name) for name in names}}
     return sha256_text(canonical_json(thresholds))
 
 

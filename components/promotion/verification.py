@@ -14,7 +14,7 @@ from backburn.components.promotion.bundle import (
     OBSERVATIONS,
     REPORT,
 )
-from backburn.components.promotion.gate import decide
+from backburn.components.promotion.gate import decide, gate_digest
 from backburn.components.promotion.model_card import render_model_card
 from backburn.components.shared.attestation import (
     ADAPTER_FOLDER,
@@ -236,7 +236,7 @@ def _decision(
     finding = verification.ask("Does the decision follow from the evidence?")
     again = decide(evidence, config, sha256_bytes(contents[EVIDENCE]))
     recorded = {"registration": decision.registration, "tracked": decision.tracked}
-    again = again.model_copy(update=recorded)
+    again = again.model_copy(update={**recorded, "gate_digest": gate_digest(evidence.config)})
     _compare(finding, "decision", _plain(decision), _plain(again))
     if decision.registration is not None and (decision.outcome != "passed" or decision.dry_run):
         finding.problems.append("decision.registration: a model that did not pass was registered")

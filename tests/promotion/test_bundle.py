@@ -16,10 +16,17 @@ from typing import Any
 import pytest
 import yaml
 from backburn.components.promotion.bundle import DECISION, EVIDENCE, FILES, OBSERVATIONS
+from backburn.components.promotion.gate import gate_digest
 from backburn.components.promotion.verification import Verification, verify_bundle
-from backburn.components.shared.attestation import ATTESTATION, PREDICATE_TYPE, Statement
+from backburn.components.shared.attestation import (
+    ATTESTATION,
+    PREDICATE_TYPE,
+    Statement,
+    make_statement,
+)
 from backburn.components.shared.derivation.figures import Figures
 from backburn.components.shared.errors import ContainmentError, InputError
+from backburn.components.shared.evidence import Decision, Evidence
 from backburn.components.shared.signing import (
     KEY_VARIABLE,
     new_key,
@@ -29,7 +36,7 @@ from backburn.components.shared.signing import (
     require_key,
     sign_statement,
 )
-from backburn.components.shared.storage import json_bytes, sha256_bytes
+from backburn.components.shared.storage import canonical_json, json_bytes, sha256_bytes, sha256_text
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -234,6 +241,33 @@ def _bind(folder: Path, sound: Sound) -> None:
     for item in statement["predicate"]["files"]:
         item["digest"]["sha256"] = sha256_bytes((folder / item["name"]).read_bytes())
     _sign(folder, statement, sound.private_key)
+
+
+def test_a_bundle_from_before_a_setting_existed_is_sound(sound: Sound, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(sound.folder, folder)
+    evidence, observed, decision = (
+        json.loads((folder / name).read_bytes()) for name in (EVIDENCE, OBSERVATIONS, DECISION)
+    )
+    del evidence["config"]["gate"]["evidence_max_age_days"]
+    digest = sha256_text(canonical_json(evidence["config"]))
+    evidence["code_sha256"] = "0" * 64
+    evidence["config_digest"] = observed["config_digest"] = digest
+    evidence["observations_sha256"] = sha256_bytes(json_bytes(observed))
+    decision["gate_digest"] = gate_digest(evidence["config"])
+    decision["evidence_sha256"] = sha256_bytes(json_bytes(evidence))
+    for name, content in ((EVIDENCE, evidence), (OBSERVATIONS, observed), (DECISION, decision)):
+        (folder / name).write_bytes(json_bytes(content))
+    statement = make_statement(
+        Evidence.model_validate(evidence),
+        Decision.model_validate(decision),
+        {name: sha256_bytes((folder / name).read_bytes()) for name in FILES},
+        sound.public_key,
+    )
+    _sign(folder, statement.model_dump(mode="json", by_alias=True), sound.private_key)
+    found = verify_bundle(folder, sound.public_key)
+    assert found.sound, _problems(found)
+    assert found.other_code
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,7 @@ def with_costs(config: RunConfig) -> RunConfig:
     values = config.model_dump(mode="json")
     hazards = {"preset": "ailuminate-demo", "source": {"path": "demo.csv"}}
     values["certification"]["utility"]["tasks"] = ["backburn_everyday"]
+    values["gate"]["utility_loss_max"] = 0.05
     values["certification"]["over_refusal"] = [{"preset": "xstest"}, hazards]
     return RunConfig.model_validate(values)
 
