@@ -3,6 +3,7 @@
 import re
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -199,5 +200,7 @@ def _merge(evidence: Evidence, result: Path) -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     loaded = load_artifact(result, RunConfig.model_validate(evidence.config).model)
-    loaded.model.save_pretrained(str(result / MERGED_FOLDER), safe_serialization=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers about itself
+        loaded.model.save_pretrained(str(result / MERGED_FOLDER), safe_serialization=True)
     loaded.tokenizer.save_pretrained(str(result / MERGED_FOLDER))
