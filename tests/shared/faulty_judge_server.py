@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-HANG_SECONDS = 3.0
+HANG_SECONDS = 8.0
 _DATA = re.compile(r"^\{.*\}$", re.MULTILINE)
 Truth = Callable[[str], int | None]
 """Completion -> severity, or None if it declines."""
