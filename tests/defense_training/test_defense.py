@@ -110,6 +110,8 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
         trained.append(defense._adapter_state(model))
 
     monkeypatch.setattr(defense, "optimizer_step", recording)
+    # Which of the measured states is best differs by processor; here it is the last.
+    monkeypatch.setattr(defense, "_badness", lambda *_: -float(len(trained)))
     noise: list[float] = []
 
     def noisy(model: Any, amount: float, seed: int) -> Any:
