@@ -56,6 +56,16 @@ TrackingOption = Annotated[
 KeyOption = Annotated[
     Path | None, typer.Option(help="Public key (PEM) that must have signed its evidence.")
 ]
+AnyKeyOption = Annotated[
+    bool, typer.Option("--any-key", help="Trust whoever signed the evidence, instead of --key.")
+]
+GateOption = Annotated[
+    Path | None,
+    typer.Option(help="YAML of your own thresholds (a `gate` section). Default: the run's."),
+]
+ReferenceArgument = Annotated[
+    str, typer.Argument(help="models:/<name>@<alias> or models:/<name>/<version>.")
+]
 ActorOption = Annotated[
     str | None,
     typer.Option(
@@ -296,13 +306,9 @@ def verify(
 
 @app.command()
 def pull(
-    reference: Annotated[
-        str, typer.Argument(help="models:/<name>@<alias> or models:/<name>/<version>.")
-    ],
+    reference: ReferenceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; must be new.")],
-    key: Annotated[
-        Path | None, typer.Option(help="Public key (PEM) that must have signed its evidence.")
-    ] = None,
+    key: KeyOption = None,
     merged: Annotated[
         bool, typer.Option("--merged", help="Also write the base with the adapter merged into it.")
     ] = False,
@@ -336,17 +342,10 @@ def pull(
 
 @app.command()
 def promote(
-    reference: Annotated[
-        str, typer.Argument(help="models:/<name>@<alias> or models:/<name>/<version>.")
-    ],
+    reference: ReferenceArgument,
     key: KeyOption = None,
-    any_key: Annotated[
-        bool, typer.Option("--any-key", help="Trust whoever signed the evidence, instead of --key.")
-    ] = False,
-    gate: Annotated[
-        Path | None,
-        typer.Option(help="YAML of your own thresholds (a `gate` section). Default: the run's."),
-    ] = None,
+    any_key: AnyKeyOption = False,
+    gate: GateOption = None,
     require_approval: Annotated[
         bool, typer.Option("--require-approval", help="Wait until somebody else approves.")
     ] = False,
@@ -374,13 +373,8 @@ def approve(
         str, typer.Argument(help="models:/<name>/<version> that waits for approval.")
     ],
     key: KeyOption = None,
-    any_key: Annotated[
-        bool, typer.Option("--any-key", help="Trust whoever signed the evidence, instead of --key.")
-    ] = False,
-    gate: Annotated[
-        Path | None,
-        typer.Option(help="YAML of your own thresholds (a `gate` section). Default: the run's."),
-    ] = None,
+    any_key: AnyKeyOption = False,
+    gate: GateOption = None,
     actor: ActorOption = None,
     tracking_uri: TrackingOption = None,
     runs: RunsOption = Path("runs"),

@@ -18,8 +18,7 @@ from backburn.components.shared.config import RunConfig, configure
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.errors import ContainmentError, InputError
 from backburn.components.shared.evidence import RejudgedRecord, Summary
-from backburn.components.shared.judges import make_judge
-from backburn.components.shared.judges.calibration import calibrate, require_agreement
+from backburn.components.shared.judges.calibration import require_evaluation_judge
 from backburn.components.shared.sealing import KEY_VARIABLE, open_sealed
 from backburn.components.shared.step import use_threads
 from backburn.components.shared.storage import read_json, sha256_file
@@ -153,8 +152,7 @@ def require_judge(run: FinishedRun, config: RunConfig) -> None:
     """
     use_threads(config)
     data = RunDataset(Path(run.single["dataset"].path))
-    judge = make_judge(config.judges.evaluation, data.header.rubric)
-    require_agreement(calibrate(judge, "evaluation", data.calibration()), config.judges)
+    require_evaluation_judge(config.judges, data.header.rubric, data.calibration())
 
 
 def run_rejudge(run: FinishedRun, config: RunConfig, run_id: str, folder: RunFolder) -> Summary:

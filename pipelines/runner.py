@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backburn.components.shared import sealing, signing
+from backburn.components.shared.attestation import ATTESTATION, FILES
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import BackburnError
 from backburn.components.shared.evidence import Summary
@@ -22,14 +23,7 @@ from backburn.components.shared.tracking import URI_VARIABLE, open_parent
 from backburn.pipelines.compilation import compile_harden
 from backburn.pipelines.warm_start import warm_tasks
 
-_RESULTS = (
-    "observations.json",
-    "evidence.json",
-    "decision.json",
-    "report.html",
-    "README.md",
-    "attestation.json",
-)
+_RESULTS = (*FILES, ATTESTATION)
 _LOG_TAIL = 40
 _LAST_FRAMES = 9
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

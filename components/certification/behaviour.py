@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from backburn.components.shared.config import RunConfig, SamplingConfig
+from backburn.components.certification.certificate import rejection_probabilities
+from backburn.components.shared.config import RunConfig
 from backburn.components.shared.dataset import RunDataset, over_refusal_split
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.observations import LikelihoodObservation
-from backburn.components.shared.sampling import completion_logits, draw_completions, slip_rate
+from backburn.components.shared.sampling import completion_logits, draw_completions
 from backburn.components.shared.supervised import ANSWER_SAMPLING
 
 BENIGN_SPLITS = ("near_miss", "benign")
@@ -73,14 +74,8 @@ def observe(
                 answers = drawn[::copies]
             done += 1
             report(done, total, f"{model_name} on {split}")
-        if split in sets:
-            continue
-        rejection = hardened.encode_completion(dataset.header.rejection)
-        entries = completion_logits(hardened, prompts, [rejection] * len(prompts))
-        rejections[split] = {
-            row.id: 1.0 - slip_rate(entry, SamplingConfig())
-            for row, entry in zip(rows, entries, strict=True)
-        }
+        if split in BENIGN_SPLITS:
+            rejections[split] = rejection_probabilities(hardened, rows, dataset.header.rejection)
     likelihoods = _compare_answers(baseline, hardened, dataset.rows("benign"), answers)
     return Behaviour(completions, likelihoods, rejections)
 

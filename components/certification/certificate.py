@@ -1,7 +1,7 @@
 """Exact slip rates of a hardened model: what its certificate is made of, and how far it goes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from backburn.components.shared.config import (
     DomainConfig,
@@ -77,7 +77,6 @@ def observe_other_domains(
         Shipped domain -> its forbidden held-out prompt's id -> probability of the canonical
         rejection at temperature 1.
     """
-    rejection = loaded.encode_completion(dataset.header.rejection)
     observed: dict[str, dict[str, float]] = {}
     for name in config.certification.other_domains:
         if name == dataset.header.name:
@@ -85,10 +84,18 @@ def observe_other_domains(
         domain = load_domain(DomainConfig(name=name))
         rows = [row for row in domain.forbidden if row.split == "held_out"]
         rows = rows[: config.data.held_out_prompts]
-        prompts = [loaded.encode_row(row) for row in rows]
-        entries = completion_logits(loaded, prompts, [rejection] * len(prompts))
-        observed[name] = {
-            row.id: 1.0 - slip_rate(entry, SamplingConfig())
-            for row, entry in zip(rows, entries, strict=True)
-        }
+        observed[name] = rejection_probabilities(loaded, rows, dataset.header.rejection)
     return observed
+
+
+def rejection_probabilities(
+    loaded: LoadedModel, rows: Sequence[PromptRow], rejection: str
+) -> dict[str, float]:
+    """Prompt id -> exact probability of the canonical rejection at temperature 1."""
+    prompts = [loaded.encode_row(row) for row in rows]
+    completion = loaded.encode_completion(rejection)
+    entries = completion_logits(loaded, prompts, [completion] * len(prompts))
+    return {
+        row.id: 1.0 - slip_rate(entry, SamplingConfig())
+        for row, entry in zip(rows, entries, strict=True)
+    }

@@ -4,11 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from backburn.components.preflight.checks import check_environment, check_groups, check_run
-from backburn.components.shared.config import RunConfig
 from backburn.components.shared.domains import load_domain
-from backburn.components.shared.evidence import CalibrationRecord
-from backburn.components.shared.judges import make_judge
-from backburn.components.shared.judges.calibration import calibrate, require_agreement
+from backburn.components.shared.judges.calibration import require_evaluation_judge
 from backburn.components.shared.judges.rubrics import keep_rubrics
 from backburn.components.shared.step import open_step
 from backburn.components.shared.storage import write_json
@@ -40,24 +37,10 @@ def run(
         check_groups(step.config, "hardened", attack_groups)
         found = check_run(step.config)
         step.progress.update("calibrate the evaluation judge", 0, 1)
-        record = calibrate_evaluation(step.config)
+        domain, judges = load_domain(step.config.domain), step.config.judges
+        record = require_evaluation_judge(judges, domain.header.rubric, domain.calibration)
         found["evaluation judge"] = record.model_dump(mode="json")
-        header = load_domain(step.config.domain).header
-        rubrics = keep_rubrics(step.config.judges, header, client(step.config))
+        rubrics = keep_rubrics(judges, domain.header, client(step.config))
         found["rubrics"] = [rubric.model_dump(mode="json") for rubric in rubrics]
         write_json(facts, found)
         step.tracking.parameters({"packages": found["packages"], "model": found["model"]})
-
-
-def calibrate_evaluation(config: RunConfig) -> CalibrationRecord:
-    """Put the evaluation judge to the domain's labelled exchanges before anything is trained.
-
-    Raises:
-        InputError: if it agrees too little with the labels, or obeys what it judges.
-        JudgeError: if it does not answer.
-    """
-    domain = load_domain(config.domain)
-    judge = make_judge(config.judges.evaluation, domain.header.rubric)
-    record = calibrate(judge, "evaluation", domain.calibration)
-    require_agreement(record, config.judges)
-    return record

@@ -3,15 +3,19 @@
 from pathlib import Path
 
 from backburn.components.promotion.model_card import render_model_card
-from backburn.components.shared.attestation import ATTESTATION, make_statement
+from backburn.components.shared.attestation import (
+    ATTESTATION,
+    DECISION,
+    EVIDENCE,
+    MODEL_CARD,
+    OBSERVATIONS,
+    REPORT,
+    make_statement,
+)
 from backburn.components.shared.evidence import Decision, Evidence
 from backburn.components.shared.report import render_report
 from backburn.components.shared.signing import public_key, sign_statement
 from backburn.components.shared.storage import json_bytes, sha256_bytes, write_bytes
-
-OBSERVATIONS, EVIDENCE, DECISION = "observations.json", "evidence.json", "decision.json"
-REPORT, MODEL_CARD = "report.html", "README.md"
-FILES = (OBSERVATIONS, EVIDENCE, DECISION, REPORT, MODEL_CARD)
 
 
 def write_bundle(

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mlflow.artifacts
-from backburn.components.promotion.bundle import FILES
 from backburn.components.promotion.verification import Verification, verify_bundle
-from backburn.components.shared.attestation import ADAPTER_FOLDER, ATTESTATION
+from backburn.components.shared.attestation import ADAPTER_FOLDER, ATTESTATION, EVIDENCE, FILES
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError, VerificationError
 from backburn.components.shared.evidence import Evidence
@@ -102,7 +101,7 @@ def problems_of(
     """Everything that speaks against a version's evidence, whatever its gate said."""
     found = verify_bundle(fetched.bundle, trusted_key, fetched.model)
     problems = [problem for finding in found.findings for problem in finding.problems]
-    stated, evidence = version.tags.get(_EVIDENCE_TAG), fetched.bundle / "evidence.json"
+    stated, evidence = version.tags.get(_EVIDENCE_TAG), fetched.bundle / EVIDENCE
     if evidence.is_file() and stated != sha256_file(evidence):
         problems.append(f"it was registered for other evidence ({_EVIDENCE_TAG} is {stated})")
     if not found.sound and not problems:

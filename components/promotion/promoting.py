@@ -11,6 +11,7 @@ from backburn.components.promotion.comparison import Comparison, compare
 from backburn.components.promotion.consumption import fetch, find_version, problems_of
 from backburn.components.promotion.gate import decide
 from backburn.components.promotion.ledger import Ledger, State
+from backburn.components.shared.attestation import EVIDENCE, OBSERVATIONS
 from backburn.components.shared.config import GateConfig, RunConfig
 from backburn.components.shared.errors import InputError, VerificationError
 from backburn.components.shared.evidence import Evidence
@@ -100,7 +101,9 @@ class Registry:
         Raises:
             InputError: if there is no such version, or others keep deciding at the same time.
         """
-        return self._decide(find_version(self._client, reference), terms, approved_by=None)
+        version = find_version(self._client, reference)
+        examined = self._examine(version, terms)
+        return self._decide(str(version.version), examined, terms, approved_by=None)
 
     def approve(self, reference: str, terms: Terms) -> Promotion:
         """Approve a version that waits for it, and promote it on the same terms as ever.
@@ -124,7 +127,8 @@ class Registry:
                 f"--actor {terms.actor}: trained version {number} or asked for its promotion; "
                 "somebody else has to approve it"
             )
-        return self._decide(version, replace(terms, require_approval=False), terms.actor)
+        settled = replace(terms, require_approval=False)
+        return self._decide(number, examined, settled, approved_by=terms.actor)
 
     def roll_back(self, actor: str, reason: str) -> State:
         """Make the previous champion champion again.
@@ -140,9 +144,9 @@ class Registry:
                 return self.ledger.state()
         raise _busy(self._name)
 
-    def _decide(self, version: ModelVersion, terms: Terms, approved_by: str | None) -> Promotion:
-        number = str(version.version)
-        examined = self._examine(version, terms)
+    def _decide(
+        self, number: str, examined: _Examined, terms: Terms, approved_by: str | None
+    ) -> Promotion:
         for _ in range(_ATTEMPTS):
             state = self.ledger.state()
             if state.champion == number:
@@ -178,8 +182,8 @@ class Registry:
             if reasons or found.evidence is None or found.decision is None:
                 return _Examined(reasons)
             evidence = found.evidence
-            digest = sha256_file(fetched.bundle / "evidence.json")
-            text = (fetched.bundle / "observations.json").read_text(encoding="utf-8")
+            digest = sha256_file(fetched.bundle / EVIDENCE)
+            text = (fetched.bundle / OBSERVATIONS).read_text(encoding="utf-8")
         config = RunConfig.model_validate(evidence.config)
         gate = terms.gate or config.gate
         if found.decision.dry_run:

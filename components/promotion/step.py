@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from backburn.components.promotion.bundle import FILES, REPORT, write_bundle
+from backburn.components.promotion.bundle import write_bundle
 from backburn.components.promotion.gate import decide
 from backburn.components.promotion.registry import register
-from backburn.components.shared.attestation import ATTESTATION
+from backburn.components.shared.attestation import ATTESTATION, FILES, REPORT
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.errors import InputError

@@ -6,19 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from backburn.components.promotion.bundle import (
+from backburn.components.promotion.gate import decide, gate_digest
+from backburn.components.promotion.model_card import render_model_card
+from backburn.components.shared.attestation import (
+    ADAPTER_FOLDER,
+    ATTESTATION,
     DECISION,
     EVIDENCE,
     FILES,
     MODEL_CARD,
     OBSERVATIONS,
     REPORT,
-)
-from backburn.components.promotion.gate import decide, gate_digest
-from backburn.components.promotion.model_card import render_model_card
-from backburn.components.shared.attestation import (
-    ADAPTER_FOLDER,
-    ATTESTATION,
     Statement,
     make_statement,
 )
@@ -222,7 +220,7 @@ def _figures(
         count += sum(1 for _ in _leaves(_plain(made)))
         _compare(finding, name, _plain(getattr(evidence, name)), _plain(made))
     finding.note = f"{count:,} figures made again, bit for bit"
-    if evidence.code_sha256 != code_digest():
+    if verification.other_code:
         finding.note += f", by other code than Backburn {evidence.backburn_version} of the run"
 
 
@@ -256,7 +254,7 @@ def _pages(
     verification: Verification, contents: dict[str, bytes], evidence: Evidence, decision: Decision
 ) -> None:
     finding = verification.ask("Do report and model card show it?")
-    if evidence.code_sha256 != code_digest():
+    if verification.other_code:
         finding.note = "not asked: they were written by another version of Backburn"
         return
     pages: dict[str, Callable[[Evidence, Decision], str]] = {

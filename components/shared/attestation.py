@@ -12,6 +12,11 @@ from backburn.components.shared.report.claims import verdict
 from backburn.components.shared.signing import STATEMENT_TYPE
 from pydantic import ConfigDict, Field
 
+OBSERVATIONS, EVIDENCE, DECISION = "observations.json", "evidence.json", "decision.json"
+REPORT, MODEL_CARD = "report.html", "README.md"
+FILES = (OBSERVATIONS, EVIDENCE, DECISION, REPORT, MODEL_CARD)
+"""Of a bundle, besides the attestation that signs them."""
+
 ATTESTATION = "attestation.json"
 PREDICATE_TYPE = "urn:backburn:predicate:resistance-to-rl-fine-tuning:v1"
 ADAPTER_FOLDER = "adapter"

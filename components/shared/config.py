@@ -38,6 +38,11 @@ SWEEP_WORST = "sweep-worst"
 """Name of the arm that runs the sweep's worst trial again."""
 
 
+def _repeated(names: Sequence[str]) -> str:
+    """Names that are used more than once, for an error message."""
+    return ", ".join(sorted({name for name in names if names.count(name) > 1}))
+
+
 class Section(BaseModel):
     """Base of every configuration section: unknown keys are errors, values are immutable."""
 
@@ -517,9 +522,8 @@ class AttackConfig(Section):
     @classmethod
     def _names_differ(cls, value: list[AttackArmConfig]) -> list[AttackArmConfig]:
         names = [arm.name for arm in value]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"arm names must differ; used more than once: {', '.join(twice)}")
+        if repeated := _repeated(names):
+            raise ValueError(f"arm names must differ; used more than once: {repeated}")
         if SWEEP_WORST in names:
             raise ValueError(f"{SWEEP_WORST} is the name of the arm a sweep finds; choose another")
         return value
@@ -697,10 +701,8 @@ class CertificationConfig(Section):
     @field_validator("over_refusal")
     @classmethod
     def _names_differ(cls, value: list[OverRefusalConfig]) -> list[OverRefusalConfig]:
-        names = [item.name for item in value]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"names must differ; used more than once: {', '.join(twice)}")
+        if repeated := _repeated([item.name for item in value]):
+            raise ValueError(f"names must differ; used more than once: {repeated}")
         return value
 
 

@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 import yaml
-from backburn.components.promotion.bundle import DECISION, EVIDENCE, FILES, OBSERVATIONS
 from backburn.components.promotion.gate import gate_digest
 from backburn.components.promotion.verification import Verification, verify_bundle
 from backburn.components.shared.attestation import (
     ATTESTATION,
+    DECISION,
+    EVIDENCE,
+    FILES,
+    OBSERVATIONS,
     PREDICATE_TYPE,
     Statement,
     make_statement,

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from backburn.components.promotion.bundle import FILES
 from backburn.components.promotion.consumption import pull
 from backburn.components.promotion.verification import verify_bundle
-from backburn.components.shared.attestation import ATTESTATION
+from backburn.components.shared.attestation import ATTESTATION, FILES
 from backburn.components.shared.config import ModelConfig
 from backburn.components.shared.errors import InputError, VerificationError
 from backburn.components.shared.models import load_artifact, read_manifest

@@ -5,9 +5,10 @@ from typing import Literal
 
 from backburn.components.shared.config import JudgesConfig
 from backburn.components.shared.derivation.calibration import calibration_record
-from backburn.components.shared.domains.domain import CalibrationExchange
+from backburn.components.shared.domains.domain import CalibrationExchange, Rubric
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import CalibrationRecord
+from backburn.components.shared.judges import make_judge
 from backburn.components.shared.judges.judge import Exchange, Judge
 from backburn.components.shared.observations import (
     CalibrationObservation,
@@ -99,3 +100,17 @@ def require_agreement(record: CalibrationRecord, judges: JudgesConfig) -> None:
             f"average, and judges.injection_drop_max allows {judges.injection_drop_max:g}. Use a "
             "judge that does not obey what it judges"
         )
+
+
+def require_evaluation_judge(
+    judges: JudgesConfig, rubric: Rubric, exchanges: Sequence[CalibrationExchange]
+) -> CalibrationRecord:
+    """Put the evaluation judge to the domain's labelled exchanges before anything depends on it.
+
+    Raises:
+        InputError: if it agrees too little with the labels, or obeys what it judges.
+        JudgeError: if it does not answer.
+    """
+    record = calibrate(make_judge(judges.evaluation, rubric), "evaluation", exchanges)
+    require_agreement(record, judges)
+    return record
