@@ -499,6 +499,9 @@ def _store(tracking_uri: str | None, runs: Path) -> str:
     """Address of the MLflow server, or of the local store."""
     _settle_environment()
     if tracking_uri is not None:
+        from backburn.components.shared.tracking import check_address
+
+        check_address(tracking_uri)
         return tracking_uri
     if not (runs / "mlflow.db").is_file():
         raise InputError(
@@ -509,10 +512,17 @@ def _store(tracking_uri: str | None, runs: Path) -> str:
 
 
 def _read_key(path: Path) -> str:
+    from backburn.components.shared.signing import key_id
+
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--key {path}: cannot be read as a public key: {error}") from error
+        text = path.read_text(encoding="utf-8")
+        key_id(text)
+    except (OSError, UnicodeDecodeError, InputError) as error:
+        raise InputError(
+            f"--key {path}: cannot be read as a public key: {error}. `backburn signing-key "
+            "--public FILE` writes one"
+        ) from error
+    return text
 
 
 @app.command()

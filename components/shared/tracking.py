@@ -60,14 +60,22 @@ def client(config: RunConfig) -> MlflowClient:
 
 
 def check_server(config: RunConfig) -> None:
+    """Ask a run's tracking server whether it answers; see `check_address`.
+
+    Raises:
+        InputError: if no server answers, it refuses the credentials, or its name holds a password.
+    """
+    check_address(_named_uri(config))
+
+
+def check_address(uri: str) -> None:
     """Ask a remote tracking server for one experiment, without the client's long retries.
 
     A store that is not a server (SQLite, a folder) is made on first use and needs no check.
 
     Raises:
-        InputError: if no server answers, it refuses the credentials, or its name holds a password.
+        InputError: if no server answers, or it refuses the credentials.
     """
-    uri = _named_uri(config)
     if not uri.startswith(("http://", "https://")):
         return
     before = {name: os.environ.get(name) for name in _PROBE}
@@ -77,7 +85,7 @@ def check_server(config: RunConfig) -> None:
     except MlflowException as error:
         raise InputError(
             f"tracking.uri: no usable MLflow server at {uri}: {error}. Start it, correct "
-            "tracking.uri or MLFLOW_TRACKING_URI, or set the credentials it wants "
+            "tracking.uri, MLFLOW_TRACKING_URI or --tracking-uri, or set the credentials it wants "
             "(MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD)"
         ) from error
     finally:

@@ -50,6 +50,24 @@ def test_bad_input(arguments: list[str], message: str, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pull", "models:/m@champion", "-o", "out"],
+        ["promote", "models:/m@candidate", "--any-key"],
+        ["approve", "models:/m/1", "--any-key"],
+        ["rollback", "m", "--reason", "x"],
+        ["ledger", "m"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_dead_registry_is_said_so(command: list[str], tmp_path: Path) -> None:
+    done = backburn(*command, "--tracking-uri", "http://127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "no usable MLflow server" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_pickled_weights(tmp_path: Path) -> None:
     done = backburn("run", "--set", f"model.id={pickled_model(tmp_path)}", cwd=tmp_path)
     assert done.returncode == 2

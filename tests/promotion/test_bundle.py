@@ -140,6 +140,16 @@ def test_a_finished_runs_folder_is_a_sound_bundle(
     assert "Sound: run one" in done.stdout
     other = smoke_run[0].parent / "public.pem"
     other.write_text(public_key_of(new_key()), "utf-8")
+    for absent in (other.with_name("absent.pem"), smoke_run[0] / "one" / "summary.json"):
+        unread = subprocess.run(
+            [*command, "--key", str(absent)],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert unread.returncode == 2
+        assert "cannot be read as a public key" in unread.stderr
     refused = subprocess.run(
         [*command, "--key", str(other)], capture_output=True, text=True, timeout=100, check=False
     )
