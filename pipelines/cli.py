@@ -277,7 +277,7 @@ def verify(
     Figures are made again from the observations and compared bit for bit. Exit code: 0 the
     bundle is sound (whatever its gate said), 1 it is not, 2 it is no bundle.
     """
-    from backburn.components.promotion.verification import verify_bundle
+    from backburn.components.shared.verification import verify_bundle
 
     found = verify_bundle(bundle, None if key is None else _read_key(key), model)
     console = _console()
@@ -322,7 +322,7 @@ def pull(
     such model, or bad input.
     """
     _settle_environment()
-    from backburn.components.promotion import consumption
+    from backburn.components.shared import consumption
 
     trusted = None if key is None else _read_key(key)
     uri = _store(tracking_uri, runs)

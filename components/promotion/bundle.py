@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from backburn.components.promotion.model_card import render_model_card
 from backburn.components.shared.attestation import (
     ATTESTATION,
     DECISION,
@@ -13,6 +12,7 @@ from backburn.components.shared.attestation import (
     make_statement,
 )
 from backburn.components.shared.evidence import Decision, Evidence
+from backburn.components.shared.model_card import render_model_card
 from backburn.components.shared.report import render_report
 from backburn.components.shared.signing import public_key, sign_statement
 from backburn.components.shared.storage import json_bytes, sha256_bytes, write_bytes

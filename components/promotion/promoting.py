@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from backburn.components.promotion.comparison import Comparison, compare
-from backburn.components.promotion.consumption import fetch, find_version, problems_of
-from backburn.components.promotion.gate import decide
 from backburn.components.promotion.ledger import Ledger, State
 from backburn.components.shared.attestation import EVIDENCE, OBSERVATIONS
 from backburn.components.shared.config import GateConfig, RunConfig
+from backburn.components.shared.consumption import fetch, find_version, problems_of
 from backburn.components.shared.errors import InputError, VerificationError
 from backburn.components.shared.evidence import Evidence
+from backburn.components.shared.gate import decide
 from backburn.components.shared.observations import Observations
 from backburn.components.shared.storage import sha256_file
 from mlflow.entities.model_registry import ModelVersion

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from backburn.components.promotion.bundle import write_bundle
-from backburn.components.promotion.gate import decide
 from backburn.components.promotion.registry import register
 from backburn.components.shared.attestation import ATTESTATION, FILES, REPORT
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import Decision, Evidence, Summary, TrackedRun
+from backburn.components.shared.gate import decide
 from backburn.components.shared.models import read_manifest
 from backburn.components.shared.observations import Observations
 from backburn.components.shared.signing import require_key

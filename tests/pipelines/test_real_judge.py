@@ -13,7 +13,6 @@ import openai
 import pytest
 import yaml
 from backburn.components.judge_evaluation.evaluation import VerdictBook
-from backburn.components.promotion.verification import verify_bundle
 from backburn.components.shared.config import JudgeConfig, JudgesConfig, RunConfig
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.domains import Domain
@@ -39,6 +38,7 @@ from backburn.components.shared.judges.verdict_cache import VerdictCache
 from backburn.components.shared.observations import Judged, Observations
 from backburn.components.shared.sealing import KEY_VARIABLE, new_key, open_sealed
 from backburn.components.shared.storage import folder_digests, sha256_file, sha256_text
+from backburn.components.shared.verification import verify_bundle
 from backburn.pipelines.rejudge import read_run, rejudge_config
 from mlflow.tracking import MlflowClient
 

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-from backburn.components.promotion.gate import gate_digest
-from backburn.components.promotion.verification import Verification, verify_bundle
 from backburn.components.shared.attestation import (
     ATTESTATION,
     DECISION,
@@ -30,6 +28,7 @@ from backburn.components.shared.attestation import (
 from backburn.components.shared.derivation.figures import Figures
 from backburn.components.shared.errors import ContainmentError, InputError
 from backburn.components.shared.evidence import Decision, Evidence
+from backburn.components.shared.gate import gate_digest
 from backburn.components.shared.signing import (
     KEY_VARIABLE,
     new_key,
@@ -40,6 +39,7 @@ from backburn.components.shared.signing import (
     sign_statement,
 )
 from backburn.components.shared.storage import canonical_json, json_bytes, sha256_bytes, sha256_text
+from backburn.components.shared.verification import Verification, verify_bundle
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key

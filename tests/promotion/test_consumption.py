@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from backburn.components.promotion.consumption import pull
-from backburn.components.promotion.verification import verify_bundle
 from backburn.components.shared.attestation import ATTESTATION, FILES
 from backburn.components.shared.config import ModelConfig
+from backburn.components.shared.consumption import pull
 from backburn.components.shared.errors import InputError, VerificationError
 from backburn.components.shared.models import load_artifact, read_manifest
 from backburn.components.shared.signing import new_key, public_key_of, read_statement
+from backburn.components.shared.verification import verify_bundle
 from mlflow.tracking import MlflowClient
 from transformers import AutoModelForCausalLM
 

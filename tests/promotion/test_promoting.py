@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from backburn.components.promotion.bundle import write_bundle
 from backburn.components.promotion.comparison import Comparison, compare
-from backburn.components.promotion.gate import decide
 from backburn.components.promotion.promoting import Promotion, Registry, Terms
 from backburn.components.shared.config import GateConfig, RunConfig
 from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import Decision, Evidence
+from backburn.components.shared.gate import decide
 from backburn.components.shared.observations import ArmObservation, Observations
 from backburn.components.shared.signing import KEY_VARIABLE, new_key, public_key_of
 from backburn.components.shared.storage import json_bytes, sha256_bytes, write_json

@@ -5,7 +5,6 @@ import math
 import random
 from typing import Any
 
-from backburn.components.promotion.gate import decide
 from backburn.components.shared.config import AttackArmConfig, AttackConfig, RunConfig
 from backburn.components.shared.derivation.certificate import covered_share
 from backburn.components.shared.derivation.intervals import detectable_harm
@@ -38,6 +37,7 @@ from backburn.components.shared.evidence import (
     UtilityRecord,
     WorstCaseRecord,
 )
+from backburn.components.shared.gate import decide
 from backburn.pipelines.recipes import shipped_arms
 
 ROLES: tuple[Role, ...] = ("control", "hardened")

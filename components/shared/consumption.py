@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mlflow.artifacts
-from backburn.components.promotion.verification import Verification, verify_bundle
 from backburn.components.shared.attestation import ADAPTER_FOLDER, ATTESTATION, EVIDENCE, FILES
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError, VerificationError
 from backburn.components.shared.evidence import Evidence
 from backburn.components.shared.models import ModelManifest, load_artifact, weight_digests
 from backburn.components.shared.storage import sha256_file, write_json
+from backburn.components.shared.verification import Verification, verify_bundle
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from backburn.components.promotion.gate import decide, gate_digest
-from backburn.components.promotion.model_card import render_model_card
 from backburn.components.shared.attestation import (
     ADAPTER_FOLDER,
     ATTESTATION,
@@ -24,6 +22,8 @@ from backburn.components.shared.config import RunConfig
 from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import Decision, Evidence, Record
+from backburn.components.shared.gate import decide, gate_digest
+from backburn.components.shared.model_card import render_model_card
 from backburn.components.shared.observations import Observations
 from backburn.components.shared.provenance import code_digest
 from backburn.components.shared.report import render_report

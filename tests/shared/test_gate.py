@@ -1,10 +1,10 @@
 """The gate: closed on anything missing, and no figure can be loosened by another."""
 
 import pytest
-from backburn.components.promotion.gate import decide
 from backburn.components.promotion.registry import register
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.evidence import Evidence, RejudgedRecord
+from backburn.components.shared.gate import decide
 from backburn.pipelines.recipes import load_recipe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
