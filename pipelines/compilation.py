@@ -1,18 +1,24 @@
 """Compile the pipeline for a run's compute settings."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.storage import write_text
+from backburn.pipelines.audit import build_audit
 from backburn.pipelines.hardening import build_harden
 from kfp import compiler
 
+_BUILDERS: dict[str, Callable[[RunConfig], Any]] = {"harden": build_harden, "audit": build_audit}
 
-def compile_harden(config: RunConfig, target: Path) -> Path:
-    """Compile `harden` to KFP YAML; the file is written whole or not at all.
+
+def compile_pipeline(config: RunConfig, target: Path) -> Path:
+    """Compile the pipeline a configuration is for to KFP YAML, whole or not at all.
 
     Args:
-        config: Run configuration; becomes the default of the pipeline's `config` parameter.
+        config: Run configuration; becomes the default of the pipeline's `config` parameter. With
+            an `audit` section the pipeline is `audit`, else `harden`.
         target: File to write.
 
     Returns:
@@ -21,7 +27,7 @@ def compile_harden(config: RunConfig, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     building = target.with_name(f".{target.stem}.building.yaml")
     try:
-        compiler.Compiler().compile(build_harden(config), str(building))
+        compiler.Compiler().compile(_BUILDERS[config.pipeline](config), str(building))
         write_text(target, building.read_text(encoding="utf-8"))
     finally:
         building.unlink(missing_ok=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from backburn.components.promotion.comparison import Comparison, compare
-from backburn.components.promotion.ledger import Ledger, State
+from backburn.components.promotion.ledger import Action, Ledger, State
 from backburn.components.shared.attestation import EVIDENCE, OBSERVATIONS
 from backburn.components.shared.config import GateConfig, RunConfig
 from backburn.components.shared.consumption import fetch, find_version, problems_of
 from backburn.components.shared.errors import InputError, VerificationError
-from backburn.components.shared.evidence import Evidence
+from backburn.components.shared.evidence import AuditOutcome, Decision, Evidence, Outcome
 from backburn.components.shared.gate import decide
 from backburn.components.shared.observations import Observations
 from backburn.components.shared.storage import sha256_file
@@ -22,6 +22,12 @@ from mlflow.tracking import MlflowClient
 
 STATUS_TAG = "validation_status"
 _ATTEMPTS = 10
+
+_AUDITED: dict[Outcome, Action] = {
+    "passed": "audit_passed",
+    "failed": "audit_failed",
+    "inconclusive": "audit_inconclusive",
+}
 
 Result = Literal["promoted", "unchanged", "rejected", "pending"]
 
@@ -140,8 +146,42 @@ class Registry:
             state = self.ledger.state()
             if state.champion is None or state.previous is None:
                 raise InputError(f"{self._name}: there is no previous champion to go back to")
+            if state.previous in state.condemned:
+                raise InputError(
+                    f"{self._name}: version {state.previous}, the previous champion, failed its "
+                    "last audit; promote another one"
+                )
             if self.ledger.append("rolled_back", state.champion, state, actor, [reason]):
                 return self.ledger.state()
+        raise _busy(self._name)
+
+    def audit(self, version: str, decision: Decision, actor: str, *, demote: bool) -> AuditOutcome:
+        """Put an audit on record, and take the alias of a champion that failed it.
+
+        The previous champion takes its place, unless that failed an audit itself: then there is
+        none, and what pulls `champion` gets nothing.
+
+        Args:
+            version: That was attacked again.
+            decision: Of the gate about the audit's evidence.
+            actor: Operator of the audit.
+            demote: Whether the champion loses its alias; else a failure goes on record only.
+        """
+        for _ in range(_ATTEMPTS):
+            state = self.ledger.state()
+            demotes = demote and decision.outcome == "failed" and state.champion == version
+            action: Action = "demoted" if demotes else _AUDITED[decision.outcome]
+            reasons = [f"audit {decision.run_id}", *decision.reasons]
+            digest = decision.evidence_sha256
+            if not self.ledger.append(action, version, state, actor, reasons, digest):
+                continue
+            if decision.outcome == "failed":
+                self._client.set_model_version_tag(self._name, version, STATUS_TAG, "rejected")
+            champion = self.ledger.state().champion
+            done: Literal["none", "reported", "demoted"] = "demoted" if demotes else "reported"
+            if decision.outcome == "passed":
+                done = "none"
+            return AuditOutcome(name=self._name, version=version, action=done, champion=champion)
         raise _busy(self._name)
 
     def _decide(
@@ -152,6 +192,11 @@ class Registry:
             if state.champion == number:
                 return Promotion("unchanged", number, [], None, self.ledger.settle())
             comparison, reasons = self._against_champion(examined, state, terms)
+            if number in state.condemned:
+                reasons.append(
+                    "it failed its last audit (`backburn ledger` has it); one that passes has to "
+                    "come first"
+                )
             reasons = [*examined.reasons, *reasons]
             result: Literal["promoted", "rejected", "pending"] = "promoted"
             if reasons:

@@ -30,7 +30,9 @@ _EVIDENCE_TAG = "backburn.evidence_sha256"
 class Pulled:
     """What was fetched, and what its evidence says."""
 
+    name: str
     version: str
+    evidence_sha256: str
     verification: Verification
 
 
@@ -73,7 +75,8 @@ def pull(
         if merged:
             _merge(verification.evidence, result)
         result.rename(output)
-    return Pulled(str(version.version), verification)
+    digest = sha256_file(output / EVIDENCE)
+    return Pulled(str(version.name), str(version.version), digest, verification)
 
 
 class Fetched(NamedTuple):
