@@ -456,6 +456,29 @@ def rollback(
     _console().print(f"champion of {name} is version {state.champion} again", highlight=False)
 
 
+@app.command("copy")
+def copy_version(
+    reference: ReferenceArgument,
+    to: Annotated[str, typer.Option(help="Registered model to copy to; made if there is none.")],
+    key: KeyOption = None,
+    any_key: AnyKeyOption = False,
+    tracking_uri: TrackingOption = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Copy a version to another environment's registered model, as its candidate.
+
+    Its evidence is verified first, as by `pull`. It is champion there only after a `promote` or
+    `approve` there. Exit code: 0 copied (or there already), 1 refused, 2 bad input.
+    """
+    _say_whose_signature(key, any_key)
+    from backburn.components.promotion import promoting
+
+    trusted = None if key is None else _read_key(key)
+    number, made = promoting.copy_version(_store(tracking_uri, runs), reference, to, trusted)
+    words = "is" if made else "was copied before: it is"
+    _console().print(f"{reference} {words} version {number} of {to}, candidate", highlight=False)
+
+
 @app.command()
 def ledger(
     name: Annotated[str, typer.Argument(help="Registered model.")],

@@ -9,9 +9,15 @@ from typing import Literal
 
 from backburn.components.promotion.comparison import Comparison, compare
 from backburn.components.promotion.ledger import Action, Ledger, State
+from backburn.components.promotion.registry import CANDIDATE
 from backburn.components.shared.attestation import EVIDENCE, OBSERVATIONS
 from backburn.components.shared.config import GateConfig, RunConfig
-from backburn.components.shared.consumption import fetch, find_version, problems_of
+from backburn.components.shared.consumption import (
+    fetch,
+    find_version,
+    problems_of,
+    verified,
+)
 from backburn.components.shared.errors import InputError, VerificationError
 from backburn.components.shared.evidence import AuditOutcome, Decision, Evidence, Outcome
 from backburn.components.shared.gate import decide
@@ -21,6 +27,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 STATUS_TAG = "validation_status"
+COPIED_TAG = "backburn.copied_from"
 _ATTEMPTS = 10
 
 _AUDITED: dict[Outcome, Action] = {
@@ -274,6 +281,49 @@ class Registry:
                 f"[{found.low:.2f}, {found.high:.2f}]"
             ]
         return found, []
+
+
+def copy_version(
+    uri: str, reference: str, target: str, trusted_key: str | None
+) -> tuple[str, bool]:
+    """Copy a version to another registered model, such as that of another environment.
+
+    The copy refers to the same files and has the same tags, but nobody has approved it there: it
+    becomes `candidate`. A repeated call finds the copy made before.
+
+    Args:
+        uri: Of the MLflow server or store.
+        reference: `models:/<name>@<alias>` or `models:/<name>/<version>`.
+        target: Registered model; made if there is none.
+        trusted_key: PEM of the public key that must have signed; None takes any.
+
+    Returns:
+        Number of the copy, and whether it was made now.
+
+    Raises:
+        InputError: if there is no such version, or the target is its own model.
+        VerificationError: if its evidence does not hold, its gate did not pass, or it failed its
+            last audit.
+    """
+    client = MlflowClient(tracking_uri=uri)
+    version = find_version(client, reference)
+    source = f"models:/{version.name}/{version.version}"
+    if target == version.name:
+        raise InputError(f"--to {target}: the version is there already; name another model")
+    if str(version.version) in Ledger(client, version.name).state().condemned:
+        raise VerificationError(f"{reference}: refused: it failed its last audit")
+    with tempfile.TemporaryDirectory(prefix="backburn-copy-") as scratch:
+        verified(reference, fetch(version, Path(scratch), uri), version, trusted_key)
+    for found in client.search_model_versions(f"name='{target}'"):
+        if found.tags.get(COPIED_TAG) == source:
+            return str(found.version), False
+    copied = client.copy_model_version(source, target)
+    number = str(copied.version)
+    tags = {COPIED_TAG: source, STATUS_TAG: "pending"}
+    for name, value in tags.items():
+        client.set_model_version_tag(target, number, name, value)
+    client.set_registered_model_alias(target, CANDIDATE, number)
+    return number, True
 
 
 def _busy(name: str) -> InputError:

@@ -68,7 +68,7 @@ def pull(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
         fetched = fetch(version, Path(scratch), uri)
-        verification = _verified(reference, fetched, version, trusted_key)
+        verification = verified(reference, fetched, version, trusted_key)
         assert verification.evidence is not None
         result = Path(scratch) / "result"
         _assemble(verification.evidence, fetched, result)
@@ -158,9 +158,14 @@ def _download(folder: Path, uri: str, **what: str) -> Path:
         raise InputError(f"{shown}: cannot be fetched: {error}") from error
 
 
-def _verified(
+def verified(
     reference: str, fetched: Fetched, version: ModelVersion, trusted_key: str | None
 ) -> Verification:
+    """Findings about a version's evidence; its gate has passed.
+
+    Raises:
+        VerificationError: with everything that speaks against it.
+    """
     problems, found = problems_of(fetched, version, trusted_key)
     if problems or found.decision is None:
         raise VerificationError("\n  ".join([f"{reference}: refused:", *problems]))
