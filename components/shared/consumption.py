@@ -95,7 +95,9 @@ def fetch(version: ModelVersion, scratch: Path, uri: str) -> Fetched:
     """
     bundle = scratch / "bundle"
     _download_bundle(version, bundle, uri)
-    return Fetched(bundle, _download(scratch / "model", uri, artifact_uri=str(version.source)))
+    client = MlflowClient(tracking_uri=uri)  # it knows where a copied version's files are
+    source = client.get_model_version_download_uri(version.name, str(version.version))
+    return Fetched(bundle, _download(scratch / "model", uri, artifact_uri=source))
 
 
 def problems_of(
