@@ -11,7 +11,7 @@ from backburn.components.promotion.component import promotion
 from backburn.components.rl_attack.component import rl_attack
 from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import RunConfig
-from backburn.pipelines.platform import may_sign, on_any_node, on_model_node
+from backburn.pipelines.platform import may_notify, may_sign, on_any_node, on_model_node
 from kfp import dsl
 
 
@@ -40,6 +40,7 @@ def build_harden(settings: RunConfig):
         attack_groups: list = attacks,
     ):
         closing = on_any_node(notification(config=config, run_id=run_id), compute, "Notify")
+        may_notify(closing, compute, settings.notification)
         with dsl.ExitHandler(closing, name="harden-and-measure"):
             checked = on_any_node(
                 preflight(
