@@ -86,7 +86,7 @@ def _table(decision: Decision) -> str:
         f"{'≤' if check.comparison == '<=' else '≥'} {compact(check.threshold)} |"
         for check in decision.checks
     ]
-    return "\n".join(["| | gate | value | limit |", "|---|---|---|---|", *rows])
+    return "\n".join(["| | gate | value | limit |", "|:--|:--|:--|:--|", *rows])
 
 
 def _value(check: Check) -> str:

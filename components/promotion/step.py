@@ -102,8 +102,7 @@ def run(
         write_bytes(report, (bundle / REPORT).read_bytes())
         summarised = summarise(found, decided, config, step.tracking.parent_id, step.seconds)
         write_json(summary, summarised.model_dump(mode="json"))
-        step.tracking.parent_metrics({f"gate/{n}": v for n, v in summarised.figures.items()})
-        step.tracking.parent_metrics({f"seconds/{n}": v for n, v in summarised.seconds.items()})
+        step.tracking.parent_metrics(summarised.figures)
         for path in (*(bundle / name for name in (*FILES, ATTESTATION)), summary):
             step.tracking.artifact(path, parent=True)
         pipeline_url = step.tracking.parent_tag(PIPELINE_URL_TAG)

@@ -301,9 +301,9 @@ class StepRun:
         self.series({name: [(step, value)] for name, value in values.items()})
 
     def series(self, values: dict[str, list[tuple[int, float | None]]]) -> None:
-        """Log curves: metric name -> (step, value) pairs. MLflow groups names by what is before /.
+        """Log curves: metric name -> (step, value) pairs.
 
-        Names may repeat those of another step.
+        MLflow shows names with the same text before the last slash as one section of charts.
         """
         self._log(self.id, {f"{self._prefix}{name}": points for name, points in values.items()})
 
