@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import shutil
 import socket
 import time
@@ -34,6 +35,7 @@ from tests.shared.evidence_samples import RUN_ID, sample_decision
 URL, KEY = "BACKBURN_WEBHOOK_URL", "BACKBURN_WEBHOOK_KEY"
 KEY_BYTES = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY_BYTES).decode()
+ROOT = Path(__file__).parents[2]
 MARKER = "MARKER-raw-text-of-a-row"
 
 
@@ -500,6 +502,26 @@ def test_schema_and_key_are_printed() -> None:
     key = CliRunner().invoke(app, ["webhook-key"]).stdout.strip()
     assert len(base64.b64decode(key.removeprefix("whsec_"))) == 32
     assert key.startswith("whsec_")
+
+
+def test_the_documented_check_takes_what_is_genuine_and_nothing_else(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs/notifications.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    with receiver() as got:
+        monkeypatch.setenv(URL, got.url)
+        run(config.to_json(), RUN_ID, "SUCCEEDED")
+    headers, content = got.requests[0].headers, got.requests[0].body
+    old = {**headers, "webhook-timestamp": str(int(time.time()) - 900)}
+    assert names["verify"](headers, content, SECRET)
+    assert not names["verify"](headers, content + b" ", SECRET)
+    assert not names["verify"]({**headers, "webhook-id": "another"}, content, SECRET)
+    assert not names["verify"](old, content, SECRET)
+    assert not names["verify"](headers, content, "whsec_" + base64.b64encode(b"x" * 32).decode())
+    assert not names["verify"]({}, content, SECRET)
 
 
 def test_by_default_a_minute_and_one_webhook() -> None:
