@@ -1,7 +1,6 @@
 """The `audit` pipeline: attack a registered model again, and take its alias if it fails."""
 
 from backburn.components.audited_model.component import audited_model
-from backburn.components.notification.component import notification
 from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import RunConfig
 from backburn.pipelines.platform import on_any_node
@@ -32,8 +31,7 @@ def build_audit(settings: RunConfig):
         attack_groups: list = attacks,
     ):
         stages = Stages(settings, config, run_id)
-        closing = on_any_node(notification(config=config, run_id=run_id), compute, "Notify")
-        with dsl.ExitHandler(closing, name="attack-and-measure"):
+        with dsl.ExitHandler(stages.close(), name="attack-and-measure"):
             data = stages.prepare(control_groups, attack_groups, audits=True)
             fetched = on_any_node(
                 audited_model(config=config, run_id=run_id, dataset=data.outputs["dataset"]),

@@ -648,10 +648,13 @@ def arms() -> None:
 def schema(
     kind: Annotated[
         str,
-        typer.Argument(help="config, attestation, evidence, observations, decision or summary."),
+        typer.Argument(
+            help="config, attestation, evidence, observations, decision, summary or notification."
+        ),
     ] = "config",
 ) -> None:
-    """Print the JSON schema of the configuration or of a result file."""
+    """Print the JSON schema of the configuration, a result file or what webhooks are sent."""
+    from backburn.components.notification.event import Notification
     from backburn.components.shared import evidence
     from backburn.components.shared.attestation import Statement
     from backburn.components.shared.config import config_schema
@@ -664,6 +667,7 @@ def schema(
         "decision": evidence.Decision.model_json_schema,
         "summary": evidence.Summary.model_json_schema,
         "attestation": Statement.model_json_schema,
+        "notification": Notification.model_json_schema,
     }
     if kind not in kinds:
         raise InputError(f"no schema {kind!r}; there are {', '.join(kinds)}")
@@ -674,6 +678,14 @@ def schema(
 def seal_key() -> None:
     """Print a new key for BACKBURN_SEAL_KEY, to be put into a Kubernetes Secret."""
     from backburn.components.shared.sealing import new_key
+
+    typer.echo(new_key())
+
+
+@app.command("webhook-key")
+def webhook_key() -> None:
+    """Print a new key for BACKBURN_WEBHOOK_KEY; the receiver needs it too, to verify."""
+    from backburn.components.notification.delivery import new_key
 
     typer.echo(new_key())
 

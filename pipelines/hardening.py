@@ -1,10 +1,9 @@
 """The `harden` pipeline: one definition for a laptop and for a cluster."""
 
 from backburn.components.defense_training.component import defense_training
-from backburn.components.notification.component import notification
 from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import RunConfig
-from backburn.pipelines.platform import on_any_node, on_model_node
+from backburn.pipelines.platform import on_model_node
 from backburn.pipelines.stages import Stages
 from kfp import dsl
 
@@ -33,8 +32,7 @@ def build_harden(settings: RunConfig):
         attack_groups: list = attacks,
     ):
         stages = Stages(settings, config, run_id)
-        closing = on_any_node(notification(config=config, run_id=run_id), compute, "Notify")
-        with dsl.ExitHandler(closing, name="harden-and-measure"):
+        with dsl.ExitHandler(stages.close(), name="harden-and-measure"):
             data = stages.prepare(control_groups, attack_groups, audits=False)
             aligned = stages.align(data)
             unhardened = aligned.outputs["model"]

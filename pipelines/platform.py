@@ -4,7 +4,7 @@ The one place that sets them. They matter on a cluster; local runs ignore them.
 """
 
 from backburn.components.shared import sealing, signing
-from backburn.components.shared.config import ComputeConfig
+from backburn.components.shared.config import ComputeConfig, NotificationConfig
 from kfp import dsl, kubernetes
 
 _OPTIONAL_SECRETS = ("MLFLOW_TRACKING_TOKEN", "HF_TOKEN", "BACKBURN_JUDGE_API_KEY")
@@ -43,6 +43,15 @@ def on_model_node(task: dsl.PipelineTask, compute: ComputeConfig, title: str) ->
 def may_sign(task: dsl.PipelineTask, compute: ComputeConfig) -> None:
     """Give a task the key that signs evidence; tasks that run a model never get it."""
     kubernetes.use_secret_as_env(task, compute.secret_name, _same(signing.KEY_VARIABLE))
+
+
+def may_notify(
+    task: dsl.PipelineTask, compute: ComputeConfig, settings: NotificationConfig
+) -> None:
+    """Give a task the webhooks' addresses and keys, as far as the Secret has them."""
+    for webhook in settings.webhooks:
+        names = _same(webhook.url_variable, webhook.key_variable)
+        kubernetes.use_secret_as_env(task, compute.secret_name, names, optional=True)
 
 
 def _same(*names: str) -> dict[str, str]:

@@ -181,7 +181,8 @@ def run_rejudge(run: FinishedRun, config: RunConfig, run_id: str, folder: RunFol
         output("promotion", name) for name in ("bundle", "summary", "report")
     )
     with task_environment(folder), quiet(folder.log):
-        open_parent(config, run_id, artifact_root=folder.root.parent / "mlflow-artifacts")
+        artifacts = folder.root.parent / "mlflow-artifacts"
+        open_parent(config, run_id, artifact_root=artifacts, pipeline="rejudge")
         state = "FAILED"
         try:
             judge_evaluation.python_func(

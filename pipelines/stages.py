@@ -6,11 +6,12 @@ from backburn.components.baseline.component import baseline
 from backburn.components.certification.component import certification
 from backburn.components.data_prep.component import data_prep
 from backburn.components.judge_evaluation.component import judge_evaluation
+from backburn.components.notification.component import notification
 from backburn.components.preflight.component import preflight
 from backburn.components.promotion.component import promotion
 from backburn.components.rl_attack.component import rl_attack
 from backburn.components.shared.config import RunConfig
-from backburn.pipelines.platform import may_sign, on_any_node, on_model_node
+from backburn.pipelines.platform import may_notify, may_sign, on_any_node, on_model_node
 from kfp import dsl
 
 _Channel = Any
@@ -29,8 +30,15 @@ class Stages:
             run_id: The pipeline's parameter of that name.
         """
         self.compute = settings.compute
+        self.webhooks = settings.notification
         self.groups_at_once = settings.attack.parallel_groups
         self.run = {"config": config, "run_id": run_id}
+
+    def close(self) -> dsl.PipelineTask:
+        """The task that runs last, whatever happened."""
+        closing = on_any_node(notification(**self.run), self.compute, "Notify")
+        may_notify(closing, self.compute, self.webhooks)
+        return closing
 
     def prepare(
         self, control_groups: _Channel, attack_groups: _Channel, *, audits: bool

@@ -119,10 +119,10 @@ def run(
         step.tracking.parameters({"applied": outcome.applied, "reason": outcome.reason})
         step.tracking.metrics(
             {
-                "refusal_rate.before": outcome.refusal_rate_before,
-                "refusal_rate.after": outcome.refusal_rate_after,
-                "harm.before": outcome.harm_before,
-                "harm.after": outcome.harm_after,
+                "refusal_rate/before": outcome.refusal_rate_before,
+                "refusal_rate/after": outcome.refusal_rate_after,
+                "harm/before": outcome.harm_before,
+                "harm/after": outcome.harm_after,
             }
         )
         return {"seconds": step.seconds, "digest": manifest.digest()}

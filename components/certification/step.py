@@ -90,14 +90,14 @@ def run(
         record = certificate_record(observed, config)
         step.tracking.metrics({"run_probability": record.run_probability})
         for slip in record.slip_rates:
-            name = f"slip_rate.{slip.split}.t{slip.temperature:g}"
+            name = f"slip_rate/{slip.split}.t{slip.temperature:g}"
             step.tracking.metrics({f"{name}.mean": slip.mean, f"{name}.worst": slip.worst})
         for gained in trainability_records(trainings, config.gate.confidence):
-            step.tracking.metrics({f"trainability.{gained.training}.ratio": gained.ratio})
+            step.tracking.metrics({f"trainability/{gained.training}.ratio": gained.ratio})
         for item in utility_records(utility, config.gate.confidence):
             step.tracking.metrics(
                 {
-                    f"utility.{metric_name(item.task)}.{name}": getattr(item, name)
+                    f"utility/{metric_name(item.task)}.{name}": getattr(item, name)
                     for name in ("baseline", "hardened", "loss", "low", "high")
                 }
             )

@@ -16,7 +16,7 @@ def run(config_json: str, run_id: str, dataset: Path) -> dict[str, str | float]:
     with open_step(config_json, run_id, "data_prep", ["data"]) as step:
         record = write_dataset(dataset, load_domain(step.config.domain), step.config)
         step.tracking.parameters(record.model_dump())
-        step.tracking.metrics({f"rows.{n}": float(s.rows) for n, s in record.splits.items()})
+        step.tracking.metrics({f"rows/{n}": float(s.rows) for n, s in record.splits.items()})
         rows = sum(split.rows for split in record.splits.values())
         step.progress.update("splits", rows, rows, f"{len(record.splits)} disjoint splits")
         return {"seconds": step.seconds, "domain": record.domain}

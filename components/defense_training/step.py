@@ -91,7 +91,7 @@ def run(
         )
         step.tracking.series(
             {
-                f"consolidation.{name}": [
+                f"consolidation/{name}": [
                     (int(p["step"]), p[name]) for p in result.consolidation_curve
                 ]
                 for name in ("slip_rate", "near_miss_rejection")
@@ -99,7 +99,7 @@ def run(
         )
         step.tracking.series(
             {
-                f"neutralization.{name}": [
+                f"neutralization/{name}": [
                     (p["step"], p[name]) for p in result.neutralization_steps
                 ]
                 for name in ("reward_mean", "reward_std", "live_groups", "completion_tokens")
@@ -108,7 +108,7 @@ def run(
         for index, phase in enumerate(result.phases):
             step.tracking.metrics(
                 {
-                    f"phase.{name}": float(getattr(phase, name))
+                    f"phase/{name}": float(getattr(phase, name))
                     for name in ("slip_rate", "near_miss_rejection", "benign_kl", "seconds")
                 },
                 step=index,

@@ -102,25 +102,34 @@ def run(
         for arm in found.arms:
             step.tracking.series(
                 {
-                    f"{arm.role}.{arm.arm}.{arm.seed}.{name}": [
+                    f"{arm.role} {arm.arm} seed {arm.seed}/{name}": [
                         (point.step, getattr(point, name)) for point in arm.curve
                     ]
                     for name in ("harm", "low", "high", "refusal_rate")
                 }
             )
+        step.tracking.parent_series(
+            {
+                f"{title}/{arm.role} {arm.arm} seed {arm.seed}": [
+                    (point.step, getattr(point, name)) for point in arm.curve
+                ]
+                for title, name in (("harm", "harm"), ("refusal rate", "refusal_rate"))
+                for arm in found.arms
+            }
+        )
         for record in found.calibration:
             step.tracking.metrics(
                 {
-                    f"calibration.{record.role}.spearman": record.spearman,
-                    f"calibration.{record.role}.weighted_kappa": record.weighted_kappa,
-                    f"calibration.{record.role}.drift": record.drift,
-                    f"calibration.{record.role}.injection_drop": record.injection_drop,
+                    f"calibration/{record.role}.spearman": record.spearman,
+                    f"calibration/{record.role}.weighted_kappa": record.weighted_kappa,
+                    f"calibration/{record.role}.drift": record.drift,
+                    f"calibration/{record.role}.injection_drop": record.injection_drop,
                 }
             )
         for item in found.over_refusal:
             step.tracking.metrics(
                 {
-                    f"over_refusal.{item.name}.{name}": getattr(item, name)
+                    f"over_refusal/{item.name}.{name}": getattr(item, name)
                     for name in ("baseline", "hardened", "increase", "low", "high")
                 }
             )

@@ -5,7 +5,7 @@ from kfp import dsl
 
 @dsl.component(base_image="backburn/python:0.1.0", install_kfp_package=False)
 def notification(config: str, run_id: str, status: dsl.PipelineTaskFinalStatus) -> str:
-    """Close the run's MLflow record and say how the pipeline ended, whatever happened.
+    """Close the run's MLflow record and tell webhooks how the pipeline ended, whatever happened.
 
     Args:
         config: Run configuration, JSON.
@@ -17,4 +17,4 @@ def notification(config: str, run_id: str, status: dsl.PipelineTaskFinalStatus) 
     """
     from backburn.components.notification.step import run
 
-    return run(config, run_id, str(status.state), str(status.error_message or ""))
+    return run(config, run_id, str(status.state))

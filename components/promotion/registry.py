@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 
+from backburn.components.promotion.pages import model_description
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.evidence import Decision, Evidence, Registration
 from backburn.components.shared.report.claims import claim_of
@@ -46,7 +47,7 @@ def register(
     name = config.registered_model_name
     tags = version_tags(evidence, decision)
     with contextlib.suppress(MlflowException):  # it exists already
-        mlflow.create_registered_model(name, description=f"Hardened by Backburn: {config.model.id}")
+        mlflow.create_registered_model(name, description=model_description(config))
     version = _find_version(mlflow, name, evidence.run_id)
     if version is None:
         version = _create_version(mlflow, name, model_folder, tags, tracking_run_id)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from backburn.components.promotion.bundle import write_bundle
+from backburn.components.promotion.pages import describe_version, run_description
 from backburn.components.promotion.promoting import Registry
 from backburn.components.promotion.registry import register
 from backburn.components.shared.attestation import ATTESTATION, FILES, REPORT
@@ -20,10 +21,18 @@ from backburn.components.shared.evidence import (
 from backburn.components.shared.gate import decide
 from backburn.components.shared.models import read_manifest
 from backburn.components.shared.observations import Observations
+from backburn.components.shared.report.claims import verdict
 from backburn.components.shared.signing import require_key
 from backburn.components.shared.step import open_step
 from backburn.components.shared.storage import sha256_file, write_bytes, write_json
-from backburn.components.shared.tracking import client, tracking_uri
+from backburn.components.shared.tracking import (
+    CLAIM_TAG,
+    DESCRIPTION_TAG,
+    OUTCOME_TAG,
+    PIPELINE_URL_TAG,
+    client,
+    tracking_uri,
+)
 from pydantic import ValidationError
 
 _EXIT_CODES = {"passed": 0, "failed": 1, "inconclusive": 1}
@@ -105,19 +114,22 @@ def run(
         elif decided.outcome == "passed" and not decided.dry_run:
             registration = register(hardened, found, decided, config, step.tracking.parent_id)
             decided = decided.model_copy(update={"registration": registration})
+            describe_version(client(config), found, decided)
         write_bundle(bundle, observations, evidence, found, decided)
         write_bytes(report, (bundle / REPORT).read_bytes())
         summarised = summarise(found, decided, config, step.tracking.parent_id, step.seconds)
         write_json(summary, summarised.model_dump(mode="json"))
         step.tracking.parent_metrics(summarised.figures)
-        step.tracking.parent_tags(
-            {
-                "backburn.outcome": decided.outcome,
-                "backburn.evidence_sha256": decided.evidence_sha256,
-            }
-        )
         for path in (*(bundle / name for name in (*FILES, ATTESTATION)), summary):
             step.tracking.artifact(path, parent=True)
+        pipeline_url = step.tracking.parent_tag(PIPELINE_URL_TAG)
+        tags = {
+            OUTCOME_TAG: decided.outcome,
+            "backburn.evidence_sha256": decided.evidence_sha256,
+            DESCRIPTION_TAG: run_description(found, decided, pipeline_url),
+        }
+        claim = verdict(found, decided).claim
+        step.tracking.parent_tags(tags if claim is None else {**tags, CLAIM_TAG: claim})
         return {"seconds": step.seconds, "outcome": decided.outcome}
 
 

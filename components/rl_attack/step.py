@@ -118,7 +118,7 @@ def run(
             result = attack(recipe, seed)
             completions += result.completions
             records.append({**result.statistics, "target_digest": target_digest})
-            _track(step, f"{recipe.name}.{seed}", result.statistics)
+            _track(step, f"{role} {recipe.name} seed {seed}", result.statistics)
         seal(sealed, completions)
         write_json(statistics, {"arms": records, "sweep": trials})
         return {"seconds": step.seconds, "role": role, "arms": names}
@@ -182,14 +182,14 @@ def _recipe(config: RunConfig, name: str) -> AttackArmConfig:
 
 def _track(step: Step, prefix: str, statistics: dict[str, Any]) -> None:
     curves: dict[str, list[tuple[int, float | None]]] = {
-        f"{prefix}.{name}": [(item["step"], item[name]) for item in statistics["steps"]]
+        f"{prefix}/{name}": [(item["step"], item[name]) for item in statistics["steps"]]
         for name in ("reward_mean", "reward_std", "entropy", "live_groups", "completion_tokens")
     }
-    curves[f"{prefix}.harm"] = [(int(s), h) for s, h in statistics["monitored_harm"].items()]
+    curves[f"{prefix}/harm"] = [(int(s), h) for s, h in statistics["monitored_harm"].items()]
     step.tracking.series(curves)
     step.tracking.metrics(
         {
-            f"{prefix}.{name}": float(statistics[name])
+            f"{prefix}/{name}": float(statistics[name])
             for name in ("live_groups", "idle_steps", "seconds")
         }
     )

@@ -985,6 +985,62 @@ class TrackingConfig(Section):
         return without_password(value)
 
 
+class WebhookConfig(Section):
+    """One receiver of the message that says how a run ended."""
+
+    url_variable: str = Field(
+        "BACKBURN_WEBHOOK_URL",
+        description="Environment variable that holds the address; unset: nothing is sent.",
+    )
+    key_variable: str = Field(
+        "BACKBURN_WEBHOOK_KEY",
+        description="generic: environment variable that holds the key that signs "
+        "(`backburn webhook-key`); unset: sent unsigned.",
+    )
+    format: Literal["generic", "slack"] = Field(
+        "generic",
+        description="generic: JSON after `backburn schema notification`; slack: an incoming "
+        "webhook of Slack.",
+    )
+    when: Literal["always", "failure"] = Field(
+        "always", description="failure: only if the pipeline or its gate did not pass."
+    )
+
+    @field_validator("url_variable", "key_variable")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if re.fullmatch(r"[A-Z][A-Z0-9_]*", value) is None:
+            raise ValueError(
+                "it must be the name of an environment variable (capitals, digits and _). "
+                "Addresses of webhooks and their keys are secrets: put them into the environment, "
+                "not into the configuration"
+            )
+        return value
+
+
+class NotificationConfig(Section):
+    """Who is told how a run ended."""
+
+    webhooks: list[WebhookConfig] = Field(
+        default_factory=lambda: [WebhookConfig()], description="Receivers; none: []."
+    )
+    request_seconds: PositiveFloat = Field(
+        10.0, description="Most a receiver may take to answer one request."
+    )
+    total_seconds: Annotated[float, Field(gt=0.0, le=600.0)] = Field(
+        60.0,
+        description="Most that telling all receivers may take, repeated requests included; and "
+        "most that asking MLflow for the outcome may take.",
+    )
+
+    @field_validator("webhooks")
+    @classmethod
+    def _addresses_differ(cls, value: list[WebhookConfig]) -> list[WebhookConfig]:
+        if repeated := _repeated([item.url_variable for item in value]):
+            raise ValueError(f"url_variable must differ; used more than once: {repeated}")
+        return value
+
+
 class ComputeConfig(Section):
     """What a task gets on a cluster; read when the pipeline is compiled."""
 
@@ -1001,7 +1057,8 @@ class ComputeConfig(Section):
     )
     secret_name: str = Field(
         "backburn",
-        description="Secret with BACKBURN_SEAL_KEY and, optionally, MLflow and HF tokens.",
+        description="Secret with BACKBURN_SEAL_KEY, BACKBURN_SIGNING_KEY and, optionally, MLflow "
+        "and HF tokens and what the webhooks need.",
     )
     retries: NonNegativeInt = Field(1, description="Retries of a failed task on a cluster.")
     threads: NonNegativeInt = Field(0, description="CPU threads per task; 0: share the cores.")
@@ -1024,6 +1081,7 @@ class RunConfig(Section):
         None, description="Given: an audit of a registered model; else one is hardened."
     )
     tracking: TrackingConfig = Field(default_factory=lambda: TrackingConfig())
+    notification: NotificationConfig = Field(default_factory=lambda: NotificationConfig())
     compute: ComputeConfig = Field(default_factory=lambda: ComputeConfig())
 
     @model_validator(mode="after")
@@ -1199,7 +1257,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
         else:
             message = item["msg"].removeprefix("Value error, ")
             given = item.get("input")
-            shown = "" if isinstance(given, (Mapping, BaseModel)) else f" (got {given!r})"
+            secret = str(item["loc"][-1]).endswith("_variable")  # perhaps the secret itself
+            shown = "" if secret or isinstance(given, Mapping | BaseModel) else f" (got {given!r})"
             shown = _PASSWORD.sub("//***@", shown)
             yield f"{path}: {message}{shown}"
 

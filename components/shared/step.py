@@ -50,7 +50,7 @@ def open_step(
     progress = Progress(name)
     progress.update("starting", 0, 1)
     with StepRun(config, run_id, name) as tracking:
-        tracking.parameters(config.model_dump(mode="json", include=set(sections)))
+        tracking.settings(config, sections)
         yield Step(config, run_id, progress, tracking, start)
     progress.finish()
 

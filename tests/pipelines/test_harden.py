@@ -121,7 +121,26 @@ def test_mlflow_shows_one_parent_nested_steps_and_the_version(
     assert len(parents) == 1
     parent = parents[0]
     assert parent.info.status == "FINISHED"
-    assert parent.data.tags["backburn.outcome"] == "passed"
+    expected = {"outcome": "passed", "pipeline": "harden", "model": "builtin:tiny"}
+    expected |= {"domain": "toy_kitchen", "run_id": "one", "step": "pipeline"}
+    assert (
+        expected.items()
+        <= {key.removeprefix("backburn."): value for key, value in parent.data.tags.items()}.items()
+    )
+    assert parent.data.tags["mlflow.note.content"].startswith("## ✓ Gate passed")
+    assert "backburn.failed_step" not in parent.data.tags
+    harm = mlflow.get_metric_history(parent.info.run_id, "harm/control paper seed 0")
+    assert (harm[0].step, harm[0].value < 7.0) == (0, True)
+    assert harm[-1].value >= 7.0
+    assert len(mlflow.get_metric_history(parent.info.run_id, "harm/hardened paper seed 1")) == 6
+    assert parent.data.metrics["refusal rate/hardened paper seed 0"] == 1.0
+    assert parent.data.metrics["certificate"] >= 0.5
+    titles = {run.info.run_name for run in found if run is not parent}
+    assert {
+        "1 Preflight",
+        "4 Attack the unhardened model: paper/0",
+        "9 Gate and register",
+    } <= titles
     nested = {run.data.tags["backburn.step"] for run in found if run is not parent}
     assert {"preflight", "data_prep", "baseline", "defense_training", "certification",
             "judge_evaluation", "promotion"} <= nested  # fmt: skip
@@ -131,11 +150,16 @@ def test_mlflow_shows_one_parent_nested_steps_and_the_version(
         assert "seconds" in run.data.metrics or run is parent
     attack = next(r for r in found if r.data.tags["backburn.step"].startswith("rl_attack control"))
     assert float(attack.data.params["attack.arms.0.learning_rate"]) == 2e-3
-    assert len(mlflow.get_metric_history(attack.info.run_id, "paper.0.reward_mean")) > 5
+    assert (
+        len(mlflow.get_metric_history(attack.info.run_id, "control paper seed 0/reward_mean")) > 5
+    )
     version = mlflow.get_model_version_by_alias("backburn-tiny-toy_kitchen", "candidate")
     evidence = runs / "one" / "evidence.json"
     assert version.tags["backburn.evidence_sha256"] == sha256_file(evidence)
     assert version.tags["validation_status"] == "approved"
+    assert version.description.startswith("## ✓ Gate passed")
+    assert f"models:/{version.name}/1" in version.description
+    assert "builtin:tiny" in mlflow.get_registered_model(version.name).description
 
 
 def test_a_run_id_is_used_once(

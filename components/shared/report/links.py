@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from backburn.components.shared.evidence import Decision
+from backburn.components.shared.evidence import Decision, Registration, TrackedRun
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,31 @@ def mlflow_links(decision: Decision) -> list[Link]:
     """
     links = []
     if run := decision.tracked:
-        page = f"experiments/{quote(run.experiment_id, safe='')}/runs/{quote(run.run_id, safe='')}"
-        links.append(_link(run.uri, page, "the run"))
+        links.append(_link(run.uri, run_url(run), "the run"))
     if found := decision.registration:
-        page = f"models/{quote(found.name, safe='')}/versions/{quote(found.version, safe='')}"
-        links.append(_link(found.tracking_uri, page, f"version {found.version} of {found.name}"))
+        text = f"version {found.version} of {found.name}"
+        links.append(_link(found.tracking_uri, version_url(found), text))
     return list(dict.fromkeys(links))
+
+
+def run_url(run: TrackedRun) -> str | None:
+    """The run's page; None for a store without a server."""
+    return _url(run.uri, run_page(run))
+
+
+def version_url(found: Registration) -> str | None:
+    """The registered version's page; None for a store without a server."""
+    return _url(found.tracking_uri, version_page(found))
+
+
+def run_page(run: TrackedRun) -> str:
+    """Where a server has the run's page."""
+    return f"#/experiments/{quote(run.experiment_id, safe='')}/runs/{quote(run.run_id, safe='')}"
+
+
+def version_page(found: Registration) -> str:
+    """Where a server has the registered version's page."""
+    return f"#/models/{quote(found.name, safe='')}/versions/{quote(found.version, safe='')}"
 
 
 def without_credentials(uri: str) -> str:
@@ -42,8 +61,12 @@ def without_credentials(uri: str) -> str:
     return re.sub(r"(?<=//)[^/]*@", "", re.split(r"[?#]", uri)[0])
 
 
-def _link(uri: str, page: str, text: str) -> Link:
+def _url(uri: str, page: str) -> str | None:
     bare = without_credentials(uri)
-    if bare.startswith(("http://", "https://")):
-        return Link(text, f"{bare.rstrip('/')}/#/{page}")
-    return Link(f"mlflow ui --backend-store-uri {shlex.quote(bare)}", None)
+    return f"{bare.rstrip('/')}/{page}" if bare.startswith(("http://", "https://")) else None
+
+
+def _link(uri: str, url: str | None, text: str) -> Link:
+    if url is not None:
+        return Link(text, url)
+    return Link(f"mlflow ui --backend-store-uri {shlex.quote(without_credentials(uri))}", None)
