@@ -70,6 +70,11 @@ def read_run(root: Path) -> FinishedRun:
             f"{root}: it judged the completions of {evidence['rejudges']['run_id']} again and has "
             "none of its own; give that run"
         )
+    if evidence.get("audited") is not None:
+        raise InputError(
+            f"{root}: it audited a registered model; give a run that hardened one, or audit again "
+            "with other `judges`"
+        )
     config = RunConfig.from_json((root / "config.json").read_text(encoding="utf-8"))
     if not config.judges.retain_sealed:
         raise InputError(
