@@ -20,6 +20,7 @@ from kfp_server_api.rest import RESTClientObject
 TOKEN_VARIABLE = "KFP_TOKEN"
 _SECONDS = (10, 60)  # to connect, to answer
 _MOST_SHOWN = 300
+_WRONG_ADDRESS = "not there; --endpoint must be the API's address, which often ends in /pipeline"
 
 
 def _token() -> str | None:
@@ -85,9 +86,8 @@ def _connect(server: Server) -> kfp.Client:
     kind = headers.get("content-type", "no type")
     if "json" not in kind:
         raise InputError(
-            f"{server.endpoint}: not the API of Kubeflow Pipelines, it answers with {kind}. Give "
-            f"the API's address (often ending in /pipeline), or set {TOKEN_VARIABLE} if the answer "
-            "was a page to sign in"
+            f"{server.endpoint}: {_WRONG_ADDRESS}: it answers with {kind}. If that is a page to "
+            f"sign in, set {TOKEN_VARIABLE}"
         )
     if health.multi_user and not server.namespace:
         raise InputError(f"{server.endpoint} has a namespace for each user: give --namespace")
@@ -129,9 +129,17 @@ def quietly() -> contextlib.AbstractContextManager[Any]:
 def _explain(error: kfp_server_api.ApiException, server: Server) -> BackburnError:
     said = _message(error)
     where = f"{server.endpoint} ({error.status} {error.reason})"
-    if error.status == 401 or 300 <= error.status < 400:
-        mend = f"correct {TOKEN_VARIABLE}" if server.token else f"set {TOKEN_VARIABLE}"
+    mend = f"correct {TOKEN_VARIABLE}" if server.token else f"set {TOKEN_VARIABLE}"
+    if 300 <= error.status < 400:
+        target = str((error.headers or {}).get("location")).partition("?")[0]
+        return InputError(
+            f"{where}: it redirects to {target}. Give that address, or {mend} if it is a page to "
+            "sign in"
+        )
+    if error.status == 401:
         return InputError(f"{where}: not signed in, {mend}{said}")
+    if error.status == 404:
+        return InputError(f"{where}: {_WRONG_ADDRESS}{said}")
     if error.status == 403:
         what = f"namespace {server.namespace!r} is not there or not yours, correct --namespace or "
         return InputError(

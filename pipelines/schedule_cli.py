@@ -207,8 +207,8 @@ def _row(item: "Schedule") -> list[str]:
 def _print_details(item: "Schedule", console: Console) -> None:
     names = ("name", "pipeline", "version", "cron", "state", "last run", "configuration")
     more = {
-        "at once": f"{item.max_concurrency} run(s); missed runs are "
-        f"{'made up for' if item.catch_up else 'left out'}",
+        "runs at once": str(item.max_concurrency),
+        "missed runs": "made up for" if item.catch_up else "left out",
         "id": item.recurring_run_id,
     }
     for label, value in {**dict(zip(names, _row(item), strict=True)), **more}.items():

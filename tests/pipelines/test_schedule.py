@@ -20,6 +20,7 @@ from backburn.pipelines.kfp_server import Server, client_of
 from backburn.pipelines.recipes import load_recipe
 from backburn.pipelines.schedule_cli import PIPELINES
 from backburn.pipelines.schedules import pipeline_name
+from fastapi.responses import HTMLResponse, RedirectResponse
 from kfp import compiler, dsl
 
 from tests.kfp_api_server import KfpServer, serving
@@ -439,12 +440,24 @@ def test_a_server_that_does_not_answer(
 def test_what_is_no_kfp_server(backburn: Command, server: KfpServer, endpoint: str) -> None:
     secure = endpoint.replace("http:", "https:")
     one_line(backburn("list", "--endpoint", secure), f"no Kubeflow Pipelines at {secure}: ")
-    one_line(backburn("list", "--endpoint", f"{endpoint}/pipeline"), "(404 Not Found): refused")
+    one_line(backburn("list", "--endpoint", f"{endpoint}/pipeline"), "(404 Not Found): not there")
     one_line(backburn("list", "--endpoint", "127.0.0.1:8888"), "give http://host or https://host")
     done = backburn("list", "--endpoint", "http://me:hunter2@127.0.0.1")
     one_line(done, "without user and password")
     assert "hunter2" not in done.err
     one_line(backburn("list", "--ca-cert", "absent.pem"), "--ca-cert absent.pem: no such file")
+
+    @server.app.get("/ui/apis/v2beta1/healthz")
+    async def page() -> HTMLResponse:
+        return HTMLResponse("<html>Sign in</html>")
+
+    @server.app.get("/old/apis/v2beta1/healthz")
+    async def redirect() -> RedirectResponse:
+        return RedirectResponse("/dex/auth?state=s3cret")
+
+    one_line(backburn("list", "--endpoint", f"{endpoint}/ui"), "it answers with text/html")
+    done = backburn("list", "--endpoint", f"{endpoint}/old")
+    one_line(done, "it redirects to /dex/auth. Give that address, or set KFP_TOKEN")
     server.failures["GET .*"] = 503
     done = backburn("list")
     assert done.code == 1
