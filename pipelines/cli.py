@@ -45,6 +45,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Override a setting: dotted.path=value. May be repeated."),
 ]
+RunIdOption = Annotated[
+    str | None,
+    typer.Option(help="Id of the run; must be new. Default: a name, time and four digits."),
+]
 RunsOption = Annotated[
     Path,
     typer.Option(
@@ -86,10 +90,7 @@ def run(
     recipe: RecipeOption = "laptop",
     overrides: SetOption = None,
     runs: RunsOption = Path("runs"),
-    run_id: Annotated[
-        str | None,
-        typer.Option(help="Id of the run; must be new. Default: recipe, time and four digits."),
-    ] = None,
+    run_id: RunIdOption = None,
 ) -> None:
     """Run the whole pipeline on this machine: harden, certify, attack, judge, gate.
 
@@ -97,10 +98,16 @@ def run(
     report.html, evidence.json, summary.json. Exit code: 0 the gate passed, 1 it failed or was
     inconclusive, 2 bad input.
     """
-    from backburn.components.preflight.checks import check_run
     from backburn.pipelines.recipes import load_recipe
 
     config = load_recipe(recipe, overrides or [])
+    _run_here(config, Path(recipe).stem, runs, run_id)
+
+
+def _run_here(config: "RunConfig", title: str, runs: Path, run_id: str | None) -> None:
+    """Check a configuration, run its pipeline on this machine, and leave with its exit code."""
+    from backburn.components.preflight.checks import check_run
+
     _require_key_to_keep(config)
     _settle_environment()
     check_run(config)
@@ -117,7 +124,7 @@ def run(
     from backburn.pipelines import runner
     from backburn.pipelines.console import Watcher, print_summary
 
-    identity = run_id or runner.new_run_id(recipe)
+    identity = run_id or runner.new_run_id(title)
     try:
         folder = runner.make_run_folder(runs, identity, config)
     except FileExistsError as error:
@@ -126,7 +133,7 @@ def run(
         ) from error
     console = _console()
     console.print(
-        f"Run [bold]{identity}[/] ({recipe}: {config.model.id}, domain {config.domain_name})"
+        f"Run [bold]{identity}[/] ({title}: {config.model.id}, domain {config.domain_name})"
     )
     console.print(f"Folder {folder.root}; log {folder.log}", highlight=False)
     watcher = Watcher(folder.events, console)
@@ -187,6 +194,51 @@ def rejudge(
 
 
 @app.command()
+def audit(
+    reference: Annotated[
+        str | None,
+        typer.Argument(
+            help="models:/<name>@<alias> or models:/<name>/<version>. Default: the champion of the "
+            "recipe's model."
+        ),
+    ] = None,
+    recipe: RecipeOption = "laptop",
+    overrides: SetOption = None,
+    key: KeyOption = None,
+    any_key: AnyKeyOption = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Put a failure on record, but move no alias.")
+    ] = False,
+    runs: RunsOption = Path("runs"),
+    run_id: RunIdOption = None,
+) -> None:
+    """Attack a registered model again; a champion that fails loses its alias.
+
+    The model is fetched and verified as by `pull`, then certified, attacked with the recipe's
+    arms, judged and gated like a new one. A champion that fails gives its alias to the previous
+    one. Exit code: 0 it holds, 1 it failed or nothing follows, 2 bad input.
+    """
+    from backburn.components.shared.config import AuditConfig
+    from backburn.components.shared.consumption import find_version
+    from backburn.pipelines.recipes import load_recipe
+    from mlflow.tracking import MlflowClient
+
+    config = load_recipe(recipe, overrides or [])
+    settings = config.audit or AuditConfig()
+    if settings.trusted_key is None or key is not None:
+        _say_whose_signature(key, any_key)
+    changes = {
+        "model": reference or settings.model,
+        "on_failure": "report" if report_only else settings.on_failure,
+        "trusted_key": settings.trusted_key if key is None else _read_key(key),
+    }
+    config = config.model_copy(update={"audit": AuditConfig(**changes)})
+    store = _store(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"), runs)
+    find_version(MlflowClient(tracking_uri=store), config.audited_reference)
+    _run_here(config, f"audit-{Path(recipe).stem}", runs, run_id)
+
+
+@app.command()
 def validate(recipe: RecipeOption = "laptop", overrides: SetOption = None) -> None:
     """Check a recipe, its model, domain and splits, without running anything."""
     from backburn.components.data_prep.splits import run_splits
@@ -223,11 +275,11 @@ def compile(
     ),
 ) -> None:
     """Compile the pipeline to KFP YAML, with the recipe as its default configuration."""
-    from backburn.pipelines.compilation import compile_harden
+    from backburn.pipelines.compilation import compile_pipeline
     from backburn.pipelines.recipes import load_recipe
 
     config = load_recipe(recipe, overrides or [])
-    compile_harden(config, output)
+    compile_pipeline(config, output)
     _console().print(f"wrote {output}", highlight=False)
 
 
@@ -406,6 +458,29 @@ def rollback(
     _console().print(f"champion of {name} is version {state.champion} again", highlight=False)
 
 
+@app.command("copy")
+def copy_version(
+    reference: ReferenceArgument,
+    to: Annotated[str, typer.Option(help="Registered model to copy to; made if there is none.")],
+    key: KeyOption = None,
+    any_key: AnyKeyOption = False,
+    tracking_uri: TrackingOption = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Copy a version to another environment's registered model, as its candidate.
+
+    Its evidence is verified first, as by `pull`. It is champion there only after a `promote` or
+    `approve` there. Exit code: 0 copied (or there already), 1 refused, 2 bad input.
+    """
+    _say_whose_signature(key, any_key)
+    from backburn.components.promotion import promoting
+
+    trusted = None if key is None else _read_key(key)
+    number, made = promoting.copy_version(_store(tracking_uri, runs), reference, to, trusted)
+    words = "is" if made else "was copied before: it is"
+    _console().print(f"{reference} {words} version {number} of {to}, candidate", highlight=False)
+
+
 @app.command()
 def ledger(
     name: Annotated[str, typer.Argument(help="Registered model.")],
@@ -446,11 +521,7 @@ def _registry(
     runs: Path,
 ) -> "tuple[Registry, Terms]":
     """The registry of a reference's model, and the terms of the command line."""
-    if (key is None) != any_key:
-        raise InputError(
-            "say whose signature counts: --key with a public key, or --any-key to trust whoever "
-            "signed (a local run signs with a key of its own)"
-        )
+    _say_whose_signature(key, any_key)
     from backburn.components.promotion.promoting import Registry, Terms
     from backburn.pipelines.recipes import read_gate
 
@@ -463,6 +534,14 @@ def _registry(
     )
     name = reference.removeprefix("models:/").partition("@")[0].partition("/")[0]
     return Registry(_store(tracking_uri, runs), name), terms
+
+
+def _say_whose_signature(key: Path | None, any_key: bool) -> None:
+    if (key is None) != any_key:
+        raise InputError(
+            "say whose signature counts: --key with a public key, or --any-key to trust whoever "
+            "signed (a local run signs with a key of its own)"
+        )
 
 
 def _end_promotion(promotion: "Promotion", dry_run: bool) -> None:

@@ -184,6 +184,18 @@ def print_summary(
     served = summary.tracking_uri.startswith(("http://", "https://"))
     show = "" if served else "mlflow ui --backend-store-uri "
     console.print(f"  MLflow    {show}{summary.tracking_uri}", highlight=False)
+    if summary.audit is not None:
+        what = summary.audit
+        words = {
+            "none": "it keeps its alias",
+            "reported": "put on record; no alias moved",
+            "demoted": "[bold red]demoted[/]",
+        }
+        console.print(
+            f"  audited   models:/{what.name}/{what.version}: {words[what.action]}; champion "
+            f"{what.champion or '-'}",
+            highlight=False,
+        )
     if summary.registration is not None:
         where = summary.registration
         console.print(

@@ -1,17 +1,11 @@
 """The `harden` pipeline: one definition for a laptop and for a cluster."""
 
-from backburn.components.baseline.component import baseline
-from backburn.components.certification.component import certification
-from backburn.components.data_prep.component import data_prep
 from backburn.components.defense_training.component import defense_training
-from backburn.components.judge_evaluation.component import judge_evaluation
 from backburn.components.notification.component import notification
-from backburn.components.preflight.component import preflight
-from backburn.components.promotion.component import promotion
-from backburn.components.rl_attack.component import rl_attack
 from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import RunConfig
-from backburn.pipelines.platform import may_sign, on_any_node, on_model_node
+from backburn.pipelines.platform import on_any_node, on_model_node
+from backburn.pipelines.stages import Stages
 from kfp import dsl
 
 
@@ -28,7 +22,6 @@ def build_harden(settings: RunConfig, run_id: str = dsl.PIPELINE_JOB_ID_PLACEHOL
         A KFP pipeline with the parameters `config` and the groups of arms.
     """
     compute = settings.compute
-    groups = settings.attack.parallel_groups
     controls, attacks = arm_groups(settings, "control"), arm_groups(settings, "hardened")
 
     @dsl.pipeline(
@@ -40,97 +33,32 @@ def build_harden(settings: RunConfig, run_id: str = dsl.PIPELINE_JOB_ID_PLACEHOL
         control_groups: list = controls,
         attack_groups: list = attacks,
     ):
+        stages = Stages(settings, config, run_id)
         closing = on_any_node(notification(config=config, run_id=run_id), compute, "Notify")
         with dsl.ExitHandler(closing, name="harden-and-measure"):
-            checked = on_any_node(
-                preflight(
-                    config=config,
-                    run_id=run_id,
-                    control_groups=control_groups,
-                    attack_groups=attack_groups,
-                ),
-                compute,
-                "Preflight",
+            data = stages.prepare(control_groups, attack_groups, audits=False)
+            aligned = stages.align(data)
+            unhardened = aligned.outputs["model"]
+            control = stages.attack(
+                control_groups, data, unhardened, "Attack the unhardened model", "control-arms"
             )
-            may_sign(checked, compute)
-            data = on_any_node(data_prep(config=config, run_id=run_id), compute, "Prepare data")
-            data.after(checked)
-            dataset = data.outputs["dataset"]
-            aligned = on_model_node(
-                baseline(config=config, run_id=run_id, dataset=dataset), compute, "Align baseline"
-            )
-            with dsl.ParallelFor(control_groups, name="control-arms", parallelism=groups) as group:
-                control = on_model_node(
-                    rl_attack(
-                        config=config,
-                        run_id=run_id,
-                        group=group,
-                        dataset=dataset,
-                        target=aligned.outputs["model"],
-                    ),
-                    compute,
-                    "Attack the unhardened model",
-                )
             defended = on_model_node(
                 defense_training(
-                    config=config, run_id=run_id, dataset=dataset, baseline=aligned.outputs["model"]
+                    config=config,
+                    run_id=run_id,
+                    dataset=data.outputs["dataset"],
+                    baseline=unhardened,
                 ),
                 compute,
                 "Harden",
             )
-            certified = on_model_node(
-                certification(
-                    config=config,
-                    run_id=run_id,
-                    dataset=dataset,
-                    baseline=aligned.outputs["model"],
-                    hardened=defended.outputs["hardened"],
-                ),
-                compute,
-                "Certify",
+            hardened = defended.outputs["hardened"]
+            certified = stages.certify(data, aligned, hardened)
+            attack = stages.attack(
+                attack_groups, data, hardened, "Attack the hardened model", "attack-arms", certified
             )
-            with dsl.ParallelFor(attack_groups, name="attack-arms", parallelism=groups) as group:
-                attack = on_model_node(
-                    rl_attack(
-                        config=config,
-                        run_id=run_id,
-                        group=group,
-                        dataset=dataset,
-                        target=defended.outputs["hardened"],
-                    ).after(certified),
-                    compute,
-                    "Attack the hardened model",
-                )
-            judged = on_any_node(
-                judge_evaluation(
-                    config=config,
-                    run_id=run_id,
-                    dataset=dataset,
-                    baseline=aligned.outputs["model"],
-                    baseline_record=aligned.outputs["record"],
-                    hardened=defended.outputs["hardened"],
-                    defense_record=defended.outputs["record"],
-                    certificate=certified.outputs["certificate"],
-                    behaviour=certified.outputs["sealed"],
-                    control_sealed=dsl.Collected(control.outputs["sealed"]),
-                    control_statistics=dsl.Collected(control.outputs["statistics"]),
-                    attack_sealed=dsl.Collected(attack.outputs["sealed"]),
-                    attack_statistics=dsl.Collected(attack.outputs["statistics"]),
-                ),
-                compute,
-                "Judge",
+            stages.decide(
+                data, aligned, hardened, defended.outputs["record"], certified, control, attack
             )
-            decided = on_any_node(
-                promotion(
-                    config=config,
-                    run_id=run_id,
-                    observations=judged.outputs["observations"],
-                    evidence=judged.outputs["evidence"],
-                    hardened=defended.outputs["hardened"],
-                ),
-                compute,
-                "Gate and register",
-            )
-            may_sign(decided, compute)
 
     return harden

@@ -20,7 +20,7 @@ from backburn.components.shared.evidence import Summary
 from backburn.components.shared.progress import EVENTS_VARIABLE
 from backburn.components.shared.storage import write_bytes, write_json
 from backburn.components.shared.tracking import URI_VARIABLE, open_parent
-from backburn.pipelines.compilation import compile_harden
+from backburn.pipelines.compilation import compile_pipeline
 from backburn.pipelines.warm_start import warm_tasks
 
 _RESULTS = (*FILES, ATTESTATION)
@@ -107,7 +107,7 @@ def run_local(config: RunConfig, run_id: str, folder: RunFolder) -> Summary:
 
     start = time.perf_counter()
     here = config.compute.model_copy(update={"retries": 0})  # a local failure is not a lost node
-    compile_harden(config.model_copy(update={"compute": here}), folder.pipeline, run_id)
+    compile_pipeline(config.model_copy(update={"compute": here}), folder.pipeline, run_id)
     with task_environment(folder), quiet(folder.log), warm_tasks(folder.log):
         open_parent(config, run_id, artifact_root=folder.root.parent / "mlflow-artifacts")
         local.init(

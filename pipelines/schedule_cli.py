@@ -5,9 +5,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
+from backburn.components.shared.errors import InputError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,9 +16,6 @@ from rich.table import Table
 if TYPE_CHECKING:
     from backburn.components.shared.config import RunConfig
     from backburn.pipelines.schedules import Schedule, Schedules
-
-PIPELINES = {"harden": "Harden a model, attack it and gate it, again and again."}
-"""Commands that create a schedule, one for each of `compilation.COMPILERS`."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,79 +40,157 @@ CertificateOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
-def _add_setter(pipeline: str, purpose: str) -> None:
-    @app.command(pipeline, help=f"Create or update a schedule: {purpose[0].lower()}{purpose[1:]}")
-    def put(
-        cron: Annotated[
-            str,
-            typer.Option(
-                help="When: second, minute, hour, day of month, month, day of week, such as "
-                "'0 0 3 * * 1'. In the server's time zone, by default UTC."
-            ),
-        ],
-        recipe: Annotated[
-            str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")
-        ],
-        endpoint: EndpointOption,
-        name: Annotated[str, typer.Argument(help="Name of the schedule.")] = pipeline,
-        overrides: Annotated[
-            list[str] | None,
-            typer.Option("--set", "-s", help="Override a setting: dotted.path=value."),
-        ] = None,
-        namespace: NamespaceOption = None,
-        experiment: Annotated[
-            str | None,
-            typer.Option(help="KFP experiment. Default: the recipe's tracking.experiment."),
-        ] = None,
-        max_concurrency: Annotated[
-            int, typer.Option(min=1, max=10, help="Runs of this schedule at the same time.")
-        ] = 1,
-        catch_up: Annotated[
-            bool,
-            typer.Option(
-                "--catchup/--no-catchup", help="Make up for every run missed while paused."
-            ),
-        ] = False,
-        enabled: Annotated[
-            bool | None,
-            typer.Option(
-                "--enabled/--paused", help="Default: a new one is enabled, others stay as they are."
-            ),
-        ] = None,
-        ca_cert: CertificateOption = None,
-    ) -> None:
-        from backburn.components.shared.errors import InputError
-        from backburn.pipelines.cron import check_cron
-        from backburn.pipelines.recipes import load_recipe
+CronOption = Annotated[
+    str,
+    typer.Option(
+        help="When: second, minute, hour, day of month, month, day of week, such as "
+        "'0 0 3 * * 1'. In the server's time zone, by default UTC."
+    ),
+]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Override a setting: dotted.path=value. May be repeated."),
+]
+ExperimentOption = Annotated[
+    str | None, typer.Option(help="KFP experiment. Default: the recipe's tracking.experiment.")
+]
+ConcurrencyOption = Annotated[
+    int, typer.Option(min=1, max=10, help="Runs of this schedule at the same time.")
+]
+CatchUpOption = Annotated[
+    bool,
+    typer.Option("--catchup/--no-catchup", help="Make up for every run missed while paused."),
+]
+EnabledOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--enabled/--paused", help="Default: a new one is enabled, others stay as they are."
+    ),
+]
 
-        if not name.strip():
-            raise InputError("NAME: a schedule needs a name")
-        when = check_cron(cron)
-        config = load_recipe(recipe, overrides or [])
-        _check(config)
 
-        from backburn.pipelines.schedules import Wanted
+@app.command()
+def harden(
+    cron: CronOption,
+    recipe: RecipeOption,
+    endpoint: EndpointOption,
+    name: NameArgument = "harden",
+    overrides: SetOption = None,
+    namespace: NamespaceOption = None,
+    experiment: ExperimentOption = None,
+    max_concurrency: ConcurrencyOption = 1,
+    catch_up: CatchUpOption = False,
+    enabled: EnabledOption = None,
+    ca_cert: CertificateOption = None,
+) -> None:
+    """Create or update a schedule that hardens a model, attacks it and gates it."""
+    from backburn.pipelines.recipes import load_recipe
 
-        wanted = Wanted(
-            name=name,
-            pipeline=pipeline,
-            recipe=recipe,
-            config=config,
-            cron=when,
-            experiment=experiment or config.tracking.experiment,
-            max_concurrency=max_concurrency,
-            catch_up=catch_up,
-            enabled=enabled,
+    config = load_recipe(recipe, overrides or [])
+    if config.audit is not None:
+        raise InputError(f"recipe {recipe} has an `audit` section: use `backburn schedule audit`")
+    timing = _Timing(cron, experiment, max_concurrency, catch_up, enabled)
+    _put(name, recipe, config, timing, endpoint, namespace, ca_cert)
+
+
+@app.command()
+def audit(
+    cron: CronOption,
+    recipe: RecipeOption,
+    endpoint: EndpointOption,
+    name: NameArgument = "audit",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="models:/<name>@<alias> or models:/<name>/<version>. Default: the champion of the "
+            "recipe's model.",
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Public key (PEM) that must have signed its evidence.")
+    ] = None,
+    any_key: Annotated[
+        bool, typer.Option("--any-key", help="Trust whoever signed the evidence, instead of --key.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Put a failure on record, but move no alias.")
+    ] = False,
+    overrides: SetOption = None,
+    namespace: NamespaceOption = None,
+    experiment: ExperimentOption = None,
+    max_concurrency: ConcurrencyOption = 1,
+    catch_up: CatchUpOption = False,
+    enabled: EnabledOption = None,
+    ca_cert: CertificateOption = None,
+) -> None:
+    """Create or update a schedule that attacks a registered model again."""
+    from backburn.pipelines.recipes import load_recipe
+
+    given = list(overrides or [])
+    if load_recipe(recipe, given).audit is None:
+        given.append("audit={}")
+    if reference is not None:
+        given.append(f"audit.model={json.dumps(reference)}")
+    if key is not None:
+        given.append(f"audit.trusted_key={json.dumps(_read(key))}")
+    if report_only:
+        given.append("audit.on_failure=report")
+    config = load_recipe(recipe, given)
+    if config.audit is not None and (config.audit.trusted_key is None) != any_key:
+        raise InputError(
+            "say whose signature counts: --key with a public key (or audit.trusted_key in the "
+            "recipe), or --any-key to trust whoever signed"
         )
-        with _schedules(endpoint, namespace, ca_cert) as schedules:
-            change = schedules.put(wanted)
-        console = _console()
-        console.print(f"[green]{change.result}[/] schedule {escape(name)}", highlight=False)
-        _print_details(change.schedule, console)
+    timing = _Timing(cron, experiment, max_concurrency, catch_up, enabled)
+    _put(name, recipe, config, timing, endpoint, namespace, ca_cert)
 
 
-for _pipeline, _purpose in PIPELINES.items():
-    _add_setter(_pipeline, _purpose)
+class _Timing(NamedTuple):
+    cron: str
+    experiment: str | None
+    max_concurrency: int
+    catch_up: bool
+    enabled: bool | None
+
+
+def _put(
+    name: str,
+    recipe: str,
+    config: "RunConfig",
+    timing: _Timing,
+    endpoint: str,
+    namespace: str | None,
+    ca_cert: Path | None,
+) -> None:
+    """Check everything that needs no server, then create or update."""
+    from backburn.pipelines.cron import check_cron
+
+    if not name.strip():
+        raise InputError("NAME: a schedule needs a name")
+    when = check_cron(timing.cron)
+    _check(config)
+
+    from backburn.pipelines.schedules import Wanted
+
+    wanted = Wanted(
+        name=name,
+        recipe=recipe,
+        config=config,
+        cron=when,
+        experiment=timing.experiment or config.tracking.experiment,
+        max_concurrency=timing.max_concurrency,
+        catch_up=timing.catch_up,
+        enabled=timing.enabled,
+    )
+    with _schedules(endpoint, namespace, ca_cert) as schedules:
+        change = schedules.put(wanted)
+    console = _console()
+    console.print(f"[green]{change.result}[/] schedule {escape(name)}", highlight=False)
+    _print_details(change.schedule, console)
 
 
 @app.command("list")
@@ -190,6 +266,13 @@ def _check(config: "RunConfig") -> None:
 
     check_run(config)
     run_splits(load_domain(config.domain), config)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--key {path}: cannot be read: {error}") from error
 
 
 def _row(item: "Schedule") -> list[str]:

@@ -15,7 +15,7 @@ import yaml
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import BackburnError, InputError
 from backburn.components.shared.storage import canonical_json, sha256_text
-from backburn.pipelines.compilation import COMPILERS
+from backburn.pipelines.compilation import BUILDERS, compile_pipeline
 from backburn.pipelines.kfp_server import quietly
 from pydantic import BaseModel
 
@@ -55,8 +55,6 @@ class Wanted:
     """A schedule as it shall be."""
 
     name: str
-    pipeline: str
-    """Key of COMPILERS."""
     recipe: str
     config: RunConfig
     cron: str
@@ -87,7 +85,7 @@ class _Terms(NamedTuple):
 
 
 class Schedules:
-    """The schedules of one namespace: recurring runs of pipelines named `backburn-<key>`.
+    """The schedules of one namespace: recurring runs of Backburn's own pipelines.
 
     Recurring runs of other pipelines are neither shown nor touched.
     """
@@ -140,7 +138,7 @@ class Schedules:
         present = list(self._recurring_runs(pipelines, wanted.name))
         for run in present:
             other = pipelines[run.pipeline_version_reference.pipeline_id]
-            if other != pipeline_name(wanted.pipeline):
+            if other != pipeline_name(wanted.config.pipeline):
                 raise InputError(
                     f"schedule {wanted.name!r} runs {other}: choose another name, or remove it "
                     f"first (`backburn schedule remove {wanted.name}`)"
@@ -178,7 +176,7 @@ class Schedules:
     def _terms(self, wanted: Wanted) -> _Terms:
         """Compile, upload what is not there yet, and find the ids."""
         with tempfile.TemporaryDirectory(prefix="backburn-schedule-") as folder:
-            package = COMPILERS[wanted.pipeline](wanted.config, Path(folder) / "pipeline.yaml")
+            package = compile_pipeline(wanted.config, Path(folder) / "pipeline.yaml")
             documents = list(yaml.safe_load_all(package.read_text(encoding="utf-8")))
             pipeline_id, version_id = self._upload(package, documents)
         inputs = documents[0]["root"]["inputDefinitions"]["parameters"]
@@ -228,7 +226,7 @@ class Schedules:
 
     def _pipelines(self) -> dict[str, str]:
         """Id -> name of the pipelines whose recurring runs are schedules."""
-        found = map(self._find_pipeline, map(pipeline_name, COMPILERS))
+        found = map(self._find_pipeline, map(pipeline_name, BUILDERS))
         return {pipeline.pipeline_id: pipeline.display_name for pipeline in found if pipeline}
 
     def _recurring_runs(self, pipelines: dict[str, str], name: str | None = None) -> Iterator[Any]:
@@ -297,7 +295,7 @@ class Schedules:
 
 
 def pipeline_name(key: str) -> str:
-    """Name on the server of the pipeline that `COMPILERS[key]` compiles."""
+    """Name on the server of the pipeline that `BUILDERS[key]` builds."""
     return f"backburn-{key}"
 
 

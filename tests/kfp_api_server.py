@@ -114,8 +114,10 @@ class KfpServer:
             raise RefusedError(
                 400, "Max concurrency of a recurring run must be at least 1 and at most 10"
             )
-        cron = body.get("trigger", {}).get("cron_schedule", {}).get("cron", "")
-        if len(cron.split()) not in (5, 6) and not cron.startswith("@"):  # real: five pass too
+        trigger = body.get("trigger", {})
+        cron = trigger.get("cron_schedule", {}).get("cron", "")
+        timed = "periodic_schedule" in trigger or cron.startswith("@")
+        if not timed and len(cron.split()) not in (5, 6):  # as the real one, which takes five too
             raise RefusedError(400, f"Schedule cron is not a supported format: {cron!r}")
         self._check_source(body)
         body["namespace"] = self._namespace_of(body) or "kubeflow"

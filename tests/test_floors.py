@@ -22,7 +22,7 @@ def imports(path: Path) -> set[str]:
 def test_there_are_the_steps_of_the_design() -> None:
     assert set(STEPS) == {
         "preflight", "data_prep", "baseline", "defense_training", "certification", "rl_attack",
-        "judge_evaluation", "promotion", "notification",
+        "judge_evaluation", "promotion", "notification", "audited_model",
     }  # fmt: skip
 
 
@@ -42,7 +42,9 @@ def test_steps_import_no_other_step(step: str) -> None:
                 assert module.startswith(allowed), f"{path}: {module}"
 
 
-@pytest.mark.parametrize("name", ["hardening.py", "rejudge.py", "schedules.py"])
+@pytest.mark.parametrize(
+    "name", ["hardening.py", "audit.py", "stages.py", "rejudge.py", "schedules.py"]
+)
 def test_pipelines_import_only_faces_of_steps(name: str) -> None:
     for module in imports(ROOT / "pipelines" / name):
         if module.startswith("backburn.components.") and ".shared." not in module:

@@ -23,6 +23,7 @@ def judge_evaluation(
     observations: dsl.Output[dsl.Artifact],
     evidence: dsl.Output[dsl.Artifact],
     rejudges: str = "",
+    audited: str = "",
 ):
     """Open the seals, score every completion with the evaluation judge, write the evidence.
 
@@ -43,6 +44,7 @@ def judge_evaluation(
         observations: Everything that was measured, without text, JSON.
         evidence: Everything the gate decides from, JSON.
         rejudges: The run whose completions are judged again, JSON; empty: this run's own.
+        audited: The registered version that was attacked, JSON; empty: this run hardened its own.
     """
     from pathlib import Path
 
@@ -52,5 +54,6 @@ def judge_evaluation(
     sealed = [*control_sealed, *attack_sealed]
     statistics = [*control_statistics, *attack_statistics]
     single = (dataset, baseline, baseline_record, hardened, defense_record, certificate, behaviour)
-    rest = (Path(observations.path), Path(evidence.path), rejudges)
-    evidence.metadata.update(run(config, run_id, *collect(single, sealed, statistics), *rest))
+    inputs = collect(single, sealed, statistics)
+    outputs = (Path(observations.path), Path(evidence.path))
+    evidence.metadata.update(run(config, run_id, *inputs, *outputs, rejudges, audited))

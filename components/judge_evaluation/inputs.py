@@ -45,7 +45,7 @@ def collect(
                 title: [item.metadata for item in statistics if item.metadata.get("role") == role]
                 for role, title in roles.items()
             },
-            "defense_training": [hardened.metadata],
+            str(hardened.metadata.get("step", "defense_training")): [hardened.metadata],
             "certification": [certificate.metadata],
         }
     )

@@ -10,6 +10,7 @@ from backburn.components.shared.dataset import RunDataset, over_refusal_split
 from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import (
+    AuditedRecord,
     BaselineRecord,
     Evidence,
     ExampleRecord,
@@ -72,6 +73,7 @@ def run(
     observations: Path,
     evidence: Path,
     rejudges: str = "",
+    audited: str = "",
 ) -> dict[str, str | float]:
     """Judge everything and write the evidence; returns the artifact's metadata.
 
@@ -85,11 +87,13 @@ def run(
         observations: Where everything that was measured goes.
         evidence: Where the evidence goes.
         rejudges: A `RejudgedRecord` as JSON if the completions are another run's, else empty.
+        audited: An `AuditedRecord` as JSON if a registered model was attacked, else empty.
     """
     with open_step(config_json, run_id, "judge_evaluation", ["judges"]) as step:
         use_threads(step.config)
         before = RejudgedRecord.model_validate_json(rejudges) if rejudges else None
-        observed, found = _gather(step, run_id, inputs, seconds, before)
+        registered = AuditedRecord.model_validate_json(audited) if audited else None
+        observed, found = _gather(step, run_id, inputs, seconds, before, registered)
         write_json(observations, observed.model_dump(mode="json"))
         write_json(evidence, found.model_dump(mode="json"))
         if not step.config.judges.retain_sealed:
@@ -137,6 +141,7 @@ def _gather(
     inputs: Inputs,
     seconds: dict[str, float],
     rejudges: RejudgedRecord | None,
+    audited: AuditedRecord | None,
 ) -> tuple[Observations, Evidence]:
     config = step.config
     data = RunDataset(inputs.dataset)
@@ -155,6 +160,10 @@ def _gather(
     rows += [row for split in sets.values() for row in data.rows(split)]
     book = VerdictBook(judge, rows)
     hardened, baseline = read_manifest(inputs.hardened), read_manifest(inputs.baseline)
+    if hardened.base_digests != baseline.base_digests:
+        raise InputError(
+            "the hardened model and the one that the control arms attacked have other base weights"
+        )
     arms, trials, opened = _arms(step, inputs, book, baseline.digest(), hardened.digest())
     items = open_sealed(inputs.behaviour)
     observed = Observations(
@@ -206,6 +215,7 @@ def _gather(
         },
         rubrics=keep_rubrics(config.judges, data.header, client(config)),
         rejudges=rejudges,
+        audited=audited,
         observations_sha256=sha256_bytes(json_bytes(observed.model_dump(mode="json"))),
         examples=_examples(opened, items, book, arms) if data.header.stand_in else [],
         seconds={**seconds, "judge_evaluation": step.seconds},

@@ -152,6 +152,20 @@ def check_environment() -> None:
     signing.require_key()
 
 
+def check_pipeline(config: RunConfig, pipeline: str) -> None:
+    """Check that the configuration is for the pipeline that runs.
+
+    Raises:
+        InputError: if it is for the other one.
+    """
+    if config.pipeline != pipeline:
+        has = "has no" if config.audit is None else "has an"
+        raise InputError(
+            f"the pipeline `{pipeline}` was given a configuration that {has} `audit` section; "
+            "submit the pipeline that `backburn compile` makes of it"
+        )
+
+
 def check_groups(config: RunConfig, role: str, given: list[dict[str, Any]]) -> None:
     """Check that the pipeline's groups of arms are those of its configuration.
 

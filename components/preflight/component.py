@@ -10,6 +10,7 @@ def preflight(
     control_groups: list,
     attack_groups: list,
     facts: dsl.Output[dsl.Artifact],
+    audits: bool = False,
 ):
     """Check model, domain, judges, arms, key and disk before anything expensive runs.
 
@@ -19,9 +20,10 @@ def preflight(
         control_groups: Groups of control arms the pipeline will run.
         attack_groups: Groups of arms it will run on the hardened model.
         facts: What was found, JSON.
+        audits: Whether the pipeline audits a registered model instead of hardening one.
     """
     from pathlib import Path
 
     from backburn.components.preflight.step import run
 
-    run(config, run_id, control_groups, attack_groups, Path(facts.path))
+    run(config, run_id, control_groups, attack_groups, Path(facts.path), audits=audits)

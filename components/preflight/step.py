@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from backburn.components.preflight.checks import check_environment, check_groups, check_run
+from backburn.components.preflight.checks import (
+    check_environment,
+    check_groups,
+    check_pipeline,
+    check_run,
+)
+from backburn.components.shared.consumption import find_version
 from backburn.components.shared.domains import load_domain
 from backburn.components.shared.judges.calibration import require_evaluation_judge
 from backburn.components.shared.judges.rubrics import keep_rubrics
@@ -18,6 +24,8 @@ def run(
     control_groups: list[dict[str, Any]],
     attack_groups: list[dict[str, Any]],
     facts: Path,
+    *,
+    audits: bool = False,
 ) -> None:
     """Check the run.
 
@@ -27,12 +35,14 @@ def run(
         control_groups: Groups of control arms, as the pipeline will run them.
         attack_groups: Groups of arms on the hardened model.
         facts: Where the preflight report goes.
+        audits: Whether the pipeline audits a registered model instead of hardening one.
 
     Raises:
         InputError: with every problem found.
     """
     with open_step(config_json, run_id, "preflight") as step:
         check_environment()
+        check_pipeline(step.config, "audit" if audits else "harden")
         check_groups(step.config, "control", control_groups)
         check_groups(step.config, "hardened", attack_groups)
         found = check_run(step.config)
@@ -42,5 +52,8 @@ def run(
         found["evaluation judge"] = record.model_dump(mode="json")
         rubrics = keep_rubrics(judges, domain.header, client(step.config))
         found["rubrics"] = [rubric.model_dump(mode="json") for rubric in rubrics]
+        if step.config.audit is not None:
+            audited = find_version(client(step.config), step.config.audited_reference)
+            found["audited"] = f"models:/{audited.name}/{audited.version}"
         write_json(facts, found)
         step.tracking.parameters({"packages": found["packages"], "model": found["model"]})

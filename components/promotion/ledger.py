@@ -34,7 +34,16 @@ _SOURCE = "backburn:event"
 _PAGE = 200
 _ATTEMPTS = 20
 
-Action = Literal["promoted", "rejected", "pending", "rolled_back", "demoted"]
+Action = Literal[
+    "promoted",
+    "rejected",
+    "pending",
+    "rolled_back",
+    "audit_passed",
+    "audit_inconclusive",
+    "audit_failed",
+    "demoted",
+]
 
 
 class Event(Record):
@@ -71,6 +80,8 @@ class State:
     last: int = 0
     pending: frozenset[str] = frozenset()
     """Versions that wait for approval."""
+    condemned: frozenset[str] = frozenset()
+    """Versions whose last audit that decided failed."""
 
 
 class Ledger:
@@ -216,19 +227,26 @@ def fold(entries: Sequence[Entry]) -> State:
     champion: str | None = None
     previous: str | None = None
     pending: set[str] = set()
+    condemned: set[str] = set()
     for entry in entries:
         event = entry.event
         if not entry.valid:
             continue
+        if event.action in ("audit_failed", "demoted"):
+            condemned.add(event.version)
+        elif event.action == "audit_passed":
+            condemned.discard(event.version)
         if event.action == "promoted" and event.version != champion:
             champion, previous = event.version, champion
-        elif event.action in ("rolled_back", "demoted") and event.version == champion:
+        elif event.action == "rolled_back" and event.version == champion:
             champion, previous = previous, None
+        elif event.action == "demoted" and event.version == champion:
+            champion, previous = (None if previous in condemned else previous), None
         if event.action == "pending":
             pending.add(event.version)
         elif event.action in ("promoted", "rejected"):
             pending.discard(event.version)
-    return State(champion, previous, len(entries), frozenset(pending))
+    return State(champion, previous, len(entries), frozenset(pending), frozenset(condemned))
 
 
 def _expected(state: State) -> dict[str, str]:

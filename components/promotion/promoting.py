@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Literal
 
 from backburn.components.promotion.comparison import Comparison, compare
-from backburn.components.promotion.ledger import Ledger, State
+from backburn.components.promotion.ledger import Action, Ledger, State
+from backburn.components.promotion.registry import CANDIDATE
 from backburn.components.shared.attestation import EVIDENCE, OBSERVATIONS
 from backburn.components.shared.config import GateConfig, RunConfig
-from backburn.components.shared.consumption import fetch, find_version, problems_of
+from backburn.components.shared.consumption import (
+    fetch,
+    find_version,
+    problems_of,
+    verified,
+)
 from backburn.components.shared.errors import InputError, VerificationError
-from backburn.components.shared.evidence import Evidence
+from backburn.components.shared.evidence import AuditOutcome, Decision, Evidence, Outcome
 from backburn.components.shared.gate import decide
 from backburn.components.shared.observations import Observations
 from backburn.components.shared.storage import sha256_file
@@ -21,7 +27,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 STATUS_TAG = "validation_status"
+COPIED_TAG = "backburn.copied_from"
 _ATTEMPTS = 10
+
+_AUDITED: dict[Outcome, Action] = {
+    "passed": "audit_passed",
+    "failed": "audit_failed",
+    "inconclusive": "audit_inconclusive",
+}
 
 Result = Literal["promoted", "unchanged", "rejected", "pending"]
 
@@ -140,8 +153,42 @@ class Registry:
             state = self.ledger.state()
             if state.champion is None or state.previous is None:
                 raise InputError(f"{self._name}: there is no previous champion to go back to")
+            if state.previous in state.condemned:
+                raise InputError(
+                    f"{self._name}: version {state.previous}, the previous champion, failed its "
+                    "last audit; promote another one"
+                )
             if self.ledger.append("rolled_back", state.champion, state, actor, [reason]):
                 return self.ledger.state()
+        raise _busy(self._name)
+
+    def audit(self, version: str, decision: Decision, actor: str, *, demote: bool) -> AuditOutcome:
+        """Put an audit on record, and take the alias of a champion that failed it.
+
+        The previous champion takes its place, unless that failed an audit itself: then there is
+        none, and what pulls `champion` gets nothing.
+
+        Args:
+            version: That was attacked again.
+            decision: Of the gate about the audit's evidence.
+            actor: Operator of the audit.
+            demote: Whether the champion loses its alias; else a failure goes on record only.
+        """
+        for _ in range(_ATTEMPTS):
+            state = self.ledger.state()
+            demotes = demote and decision.outcome == "failed" and state.champion == version
+            action: Action = "demoted" if demotes else _AUDITED[decision.outcome]
+            reasons = [f"audit {decision.run_id}", *decision.reasons]
+            digest = decision.evidence_sha256
+            if not self.ledger.append(action, version, state, actor, reasons, digest):
+                continue
+            if decision.outcome == "failed":
+                self._client.set_model_version_tag(self._name, version, STATUS_TAG, "rejected")
+            champion = self.ledger.state().champion
+            done: Literal["none", "reported", "demoted"] = "demoted" if demotes else "reported"
+            if decision.outcome == "passed":
+                done = "none"
+            return AuditOutcome(name=self._name, version=version, action=done, champion=champion)
         raise _busy(self._name)
 
     def _decide(
@@ -152,6 +199,11 @@ class Registry:
             if state.champion == number:
                 return Promotion("unchanged", number, [], None, self.ledger.settle())
             comparison, reasons = self._against_champion(examined, state, terms)
+            if number in state.condemned:
+                reasons.append(
+                    "it failed its last audit (`backburn ledger` has it); one that passes has to "
+                    "come first"
+                )
             reasons = [*examined.reasons, *reasons]
             result: Literal["promoted", "rejected", "pending"] = "promoted"
             if reasons:
@@ -229,6 +281,49 @@ class Registry:
                 f"[{found.low:.2f}, {found.high:.2f}]"
             ]
         return found, []
+
+
+def copy_version(
+    uri: str, reference: str, target: str, trusted_key: str | None
+) -> tuple[str, bool]:
+    """Copy a version to another registered model, such as that of another environment.
+
+    The copy refers to the same files and has the same tags, but nobody has approved it there: it
+    becomes `candidate`. A repeated call finds the copy made before.
+
+    Args:
+        uri: Of the MLflow server or store.
+        reference: `models:/<name>@<alias>` or `models:/<name>/<version>`.
+        target: Registered model; made if there is none.
+        trusted_key: PEM of the public key that must have signed; None takes any.
+
+    Returns:
+        Number of the copy, and whether it was made now.
+
+    Raises:
+        InputError: if there is no such version, or the target is its own model.
+        VerificationError: if its evidence does not hold, its gate did not pass, or it failed its
+            last audit.
+    """
+    client = MlflowClient(tracking_uri=uri)
+    version = find_version(client, reference)
+    source = f"models:/{version.name}/{version.version}"
+    if target == version.name:
+        raise InputError(f"--to {target}: the version is there already; name another model")
+    if str(version.version) in Ledger(client, version.name).state().condemned:
+        raise VerificationError(f"{reference}: refused: it failed its last audit")
+    with tempfile.TemporaryDirectory(prefix="backburn-copy-") as scratch:
+        verified(reference, fetch(version, Path(scratch), uri), version, trusted_key)
+    for found in client.search_model_versions(f"name='{target}'"):
+        if found.tags.get(COPIED_TAG) == source:
+            return str(found.version), False
+    copied = client.copy_model_version(source, target)
+    number = str(copied.version)
+    tags = {COPIED_TAG: source, STATUS_TAG: "pending"}
+    for name, value in tags.items():
+        client.set_model_version_tag(target, number, name, value)
+    client.set_registered_model_alias(target, CANDIDATE, number)
+    return number, True
 
 
 def _busy(name: str) -> InputError:

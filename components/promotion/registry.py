@@ -5,6 +5,10 @@ from pathlib import Path
 
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.evidence import Decision, Evidence, Registration
+from backburn.components.shared.report.claims import claim_of
+from backburn.components.shared.report.links import mlflow_links
+from backburn.components.shared.signing import key_id, public_key
+from backburn.components.shared.storage import canonical_json, sha256_text
 from backburn.components.shared.tracking import RUN_TAG, client, tracking_uri
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -40,17 +44,7 @@ def register(
         raise ValueError(f"only a passed model is registered, and the gate says {decision.outcome}")
     mlflow = client(config)
     name = config.registered_model_name
-    tags = {
-        RUN_TAG: evidence.run_id,
-        "validation_status": "approved",
-        "backburn.evidence_sha256": decision.evidence_sha256,
-        "backburn.gate_digest": decision.gate_digest,
-        "backburn.config_digest": evidence.config_digest,
-        "backburn.hardened_digest": evidence.hardened_digest,
-        "backburn.baseline_digest": evidence.baseline_digest,
-        "backburn.base_model": evidence.model_base,
-        "backburn.domain": evidence.data.domain,
-    }
+    tags = version_tags(evidence, decision)
     with contextlib.suppress(MlflowException):  # it exists already
         mlflow.create_registered_model(name, description=f"Hardened by Backburn: {config.model.id}")
     version = _find_version(mlflow, name, evidence.run_id)
@@ -60,6 +54,41 @@ def register(
     return Registration(
         name=name, version=version, alias=CANDIDATE, tracking_uri=tracking_uri(config)
     )
+
+
+def version_tags(evidence: Evidence, decision: Decision) -> dict[str, str]:
+    """Tags of a version: what it claims, every digest it is bound by, and where its run is.
+
+    `validation_status` is `pending` until the registry's owner promotes or rejects it.
+    """
+    tracked = "" if decision.tracked is None else decision.tracked.run_id
+    page = next((link.url for link in mlflow_links(decision) if link.url is not None), "")
+    tags = {
+        RUN_TAG: evidence.run_id,
+        "validation_status": "pending",
+        "backburn.verdict": decision.outcome,
+        "backburn.claim": claim_of(evidence),
+        "backburn.base_model": evidence.model_base,
+        "backburn.base_revision": evidence.model_revision or "",
+        "backburn.domain": evidence.data.domain,
+        "backburn.operator": evidence.operator,
+        "backburn.tracking_run_id": tracked,
+        "backburn.run_page": page,
+        "backburn.gate_version": decision.gate_version,
+        "backburn.gate_digest": decision.gate_digest,
+        "backburn.evidence_sha256": decision.evidence_sha256,
+        "backburn.observations_sha256": evidence.observations_sha256,
+        "backburn.config_digest": evidence.config_digest,
+        "backburn.code_sha256": evidence.code_sha256,
+        "backburn.base_digest": sha256_text(canonical_json(evidence.base_digests)),
+        "backburn.baseline_digest": evidence.baseline_digest,
+        "backburn.hardened_digest": evidence.hardened_digest,
+        "backburn.data_digest": sha256_text(
+            canonical_json({name: split.sha256 for name, split in evidence.data.splits.items()})
+        ),
+        "backburn.signing_key": key_id(public_key()),
+    }
+    return {name: value for name, value in tags.items() if value}
 
 
 def _find_version(mlflow: MlflowClient, name: str, run_id: str) -> str | None:

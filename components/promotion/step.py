@@ -3,19 +3,27 @@
 from pathlib import Path
 
 from backburn.components.promotion.bundle import write_bundle
+from backburn.components.promotion.promoting import Registry
 from backburn.components.promotion.registry import register
 from backburn.components.shared.attestation import ATTESTATION, FILES, REPORT
-from backburn.components.shared.config import RunConfig
+from backburn.components.shared.config import AuditConfig, RunConfig
 from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.errors import InputError
-from backburn.components.shared.evidence import Decision, Evidence, Summary, TrackedRun
+from backburn.components.shared.evidence import (
+    AuditedRecord,
+    AuditOutcome,
+    Decision,
+    Evidence,
+    Summary,
+    TrackedRun,
+)
 from backburn.components.shared.gate import decide
 from backburn.components.shared.models import read_manifest
 from backburn.components.shared.observations import Observations
 from backburn.components.shared.signing import require_key
 from backburn.components.shared.step import open_step
 from backburn.components.shared.storage import sha256_file, write_bytes, write_json
-from backburn.components.shared.tracking import tracking_uri
+from backburn.components.shared.tracking import client, tracking_uri
 from pydantic import ValidationError
 
 _EXIT_CODES = {"passed": 0, "failed": 1, "inconclusive": 1}
@@ -85,7 +93,16 @@ def run(
         )
         decided = decide(found, config, sha256_file(evidence))
         decided = decided.model_copy(update={"tracked": tracked})
-        if decided.outcome == "passed" and not decided.dry_run:
+        if (found.audited is None) != (config.audit is None):
+            raise InputError(
+                "the configuration has an `audit` section and the evidence is of no audit, or the "
+                "other way round; nothing is decided from it"
+            )
+        if found.audited is not None and config.audit is not None and not decided.dry_run:
+            outcome = settle_audit(found, found.audited, decided, config, config.audit)
+            decided = decided.model_copy(update={"audit": outcome})
+            step.tracking.parent_tags({"backburn.audit_action": outcome.action})
+        elif decided.outcome == "passed" and not decided.dry_run:
             registration = register(hardened, found, decided, config, step.tracking.parent_id)
             decided = decided.model_copy(update={"registration": registration})
         write_bundle(bundle, observations, evidence, found, decided)
@@ -102,6 +119,38 @@ def run(
         for path in (*(bundle / name for name in (*FILES, ATTESTATION)), summary):
             step.tracking.artifact(path, parent=True)
         return {"seconds": step.seconds, "outcome": decided.outcome}
+
+
+def settle_audit(
+    evidence: Evidence,
+    audited: AuditedRecord,
+    decision: Decision,
+    config: RunConfig,
+    audit: AuditConfig,
+) -> AuditOutcome:
+    """Put an audit on record; a champion that failed it loses its alias, if so configured.
+
+    Args:
+        evidence: Of the audit.
+        audited: The version it is about.
+        decision: Made from it.
+        config: Of the run; names the server.
+        audit: Its section of the configuration.
+    """
+    registry = Registry(tracking_uri(config), audited.name)
+    outcome = registry.audit(
+        audited.version, decision, evidence.operator, demote=audit.on_failure == "demote"
+    )
+    tags = {
+        "backburn.audit": decision.outcome,
+        "backburn.audit_run_id": decision.run_id,
+        "backburn.audited_at": evidence.created,
+        "backburn.audit_evidence_sha256": decision.evidence_sha256,
+        "backburn.audit_reasons": "; ".join(decision.reasons),
+    }
+    for name, value in tags.items():
+        client(config).set_model_version_tag(audited.name, audited.version, name, value)
+    return outcome
 
 
 def read_evidence(path: Path) -> Evidence:
@@ -169,6 +218,7 @@ def summarise(
         sources={check.name: f"evidence.json: {_SOURCES[check.name]}" for check in decision.checks},
         seconds={**evidence.seconds, "promotion": seconds},
         registration=decision.registration,
+        audit=decision.audit,
         report="report.html",
         evidence="evidence.json",
         tracking_uri=tracking_uri(config),

@@ -934,6 +934,38 @@ class GateConfig(Section):
     dry_run: bool = Field(False, description="Decide, but write nothing to the registry.")
 
 
+class AuditConfig(Section):
+    """Attack a registered model again, instead of hardening one."""
+
+    model: Annotated[str, Field(pattern=r"^models:/[^/@]+(@[^/@]+|/[0-9]+)$")] | None = Field(
+        None,
+        description="models:/<name>@<alias> or models:/<name>/<version>; default: the champion of "
+        "the model that this configuration would register.",
+    )
+    on_failure: Literal["demote", "report"] = Field(
+        "demote",
+        description="demote: a champion that fails loses its alias to the previous one, or to "
+        "none; report: nothing moves. Both go on record.",
+    )
+    trusted_key: str | None = Field(
+        None,
+        description="PEM of the public key that must have signed the model's evidence; default: "
+        "whoever signed is trusted.",
+    )
+
+    @field_validator("trusted_key")
+    @classmethod
+    def _is_a_public_key(cls, value: str | None) -> str | None:
+        if value is not None:
+            from backburn.components.shared.signing import key_id  # a tenth of a second
+
+            try:
+                key_id(value)
+            except InputError as error:
+                raise ValueError(f"not a public key: {error}") from error
+        return value
+
+
 class TrackingConfig(Section):
     """MLflow."""
 
@@ -988,6 +1020,9 @@ class RunConfig(Section):
     certification: CertificationConfig = Field(default_factory=lambda: CertificationConfig())
     judges: JudgesConfig = Field(default_factory=lambda: JudgesConfig())
     gate: GateConfig = Field(default_factory=lambda: GateConfig())
+    audit: AuditConfig | None = Field(
+        None, description="Given: an audit of a registered model; else one is hardened."
+    )
     tracking: TrackingConfig = Field(default_factory=lambda: TrackingConfig())
     compute: ComputeConfig = Field(default_factory=lambda: ComputeConfig())
 
@@ -1011,6 +1046,17 @@ class RunConfig(Section):
                     f"prompts or raise data.attack_prompts"
                 )
         return self
+
+    @property
+    def pipeline(self) -> Literal["harden", "audit"]:
+        """The pipeline that this configuration is for."""
+        return "harden" if self.audit is None else "audit"
+
+    @property
+    def audited_reference(self) -> str:
+        """The registered version to be audited."""
+        named = None if self.audit is None else self.audit.model
+        return named or f"models:/{self.registered_model_name}@champion"
 
     @property
     def registered_model_name(self) -> str:

@@ -30,7 +30,9 @@ _EVIDENCE_TAG = "backburn.evidence_sha256"
 class Pulled:
     """What was fetched, and what its evidence says."""
 
+    name: str
     version: str
+    evidence_sha256: str
     verification: Verification
 
 
@@ -66,14 +68,15 @@ def pull(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
         fetched = fetch(version, Path(scratch), uri)
-        verification = _verified(reference, fetched, version, trusted_key)
+        verification = verified(reference, fetched, version, trusted_key)
         assert verification.evidence is not None
         result = Path(scratch) / "result"
         _assemble(verification.evidence, fetched, result)
         if merged:
             _merge(verification.evidence, result)
         result.rename(output)
-    return Pulled(str(version.version), verification)
+    digest = sha256_file(output / EVIDENCE)
+    return Pulled(str(version.name), str(version.version), digest, verification)
 
 
 class Fetched(NamedTuple):
@@ -92,7 +95,9 @@ def fetch(version: ModelVersion, scratch: Path, uri: str) -> Fetched:
     """
     bundle = scratch / "bundle"
     _download_bundle(version, bundle, uri)
-    return Fetched(bundle, _download(scratch / "model", uri, artifact_uri=str(version.source)))
+    client = MlflowClient(tracking_uri=uri)  # it knows where a copied version's files are
+    source = client.get_model_version_download_uri(version.name, str(version.version))
+    return Fetched(bundle, _download(scratch / "model", uri, artifact_uri=source))
 
 
 def problems_of(
@@ -155,9 +160,14 @@ def _download(folder: Path, uri: str, **what: str) -> Path:
         raise InputError(f"{shown}: cannot be fetched: {error}") from error
 
 
-def _verified(
+def verified(
     reference: str, fetched: Fetched, version: ModelVersion, trusted_key: str | None
 ) -> Verification:
+    """Findings about a version's evidence; its gate has passed.
+
+    Raises:
+        VerificationError: with everything that speaks against it.
+    """
     problems, found = problems_of(fetched, version, trusted_key)
     if problems or found.decision is None:
         raise VerificationError("\n  ".join([f"{reference}: refused:", *problems]))

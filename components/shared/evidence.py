@@ -381,6 +381,15 @@ class RejudgedRecord(Record):
     evaluation: str = Field(description="The judge that evaluated it then.")
 
 
+class AuditedRecord(Record):
+    """The registered version that was attacked again; nothing was hardened."""
+
+    name: str = Field(description="Registered model.")
+    version: str
+    run_id: str = Field(description="The run that hardened it.")
+    evidence_sha256: str = Field(description="Of that run's evidence.")
+
+
 class ExampleRecord(Record):
     """One exchange shown in the report; stand-in domains only."""
 
@@ -457,6 +466,9 @@ class Evidence(Record):
     rejudges: RejudgedRecord | None = Field(
         None, description="Of a rejudged run; None if the run attacked by itself."
     )
+    audited: AuditedRecord | None = Field(
+        None, description="Of an audit; None if the run hardened its model itself."
+    )
     observations_sha256: str = Field(
         description="Of observations.json, from which all figures above can be made again."
     )
@@ -486,6 +498,18 @@ class Registration(Record):
     tracking_uri: str
 
 
+class AuditOutcome(Record):
+    """What an audit did to the registry."""
+
+    name: str
+    version: str
+    action: Literal["none", "reported", "demoted"] = Field(
+        description="none: it holds; reported: it failed, or nothing follows; demoted: it failed "
+        "and is no longer champion."
+    )
+    champion: str | None = Field(description="Version, afterwards.")
+
+
 class TrackedRun(Record):
     """Where the run is in MLflow."""
 
@@ -507,6 +531,7 @@ class Decision(Record):
     dry_run: bool
     registration: Registration | None
     tracked: TrackedRun | None = None
+    audit: AuditOutcome | None = Field(None, description="Of an audit that was no dry run.")
 
 
 class Summary(Record):
@@ -522,6 +547,7 @@ class Summary(Record):
     sources: dict[str, str] = Field(description="Figure -> where it comes from in evidence.json.")
     seconds: dict[str, float] = Field(description="Step -> wall time; `total` for the run.")
     registration: Registration | None
+    audit: AuditOutcome | None = None
     report: str
     evidence: str
     tracking_uri: str

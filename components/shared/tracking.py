@@ -117,7 +117,12 @@ def open_parent(config: RunConfig, run_id: str, artifact_root: Path | None = Non
     run = mlflow.create_run(
         experiment,
         run_name=run_id,
-        tags={RUN_TAG: run_id, STEP_TAG: "pipeline", "backburn.config_digest": config.digest()},
+        tags={
+            RUN_TAG: run_id,
+            STEP_TAG: "pipeline",
+            "backburn.pipeline": config.pipeline,
+            "backburn.config_digest": config.digest(),
+        },
     )
     _log_parameters(mlflow, run.info.run_id, _flat(config.model_dump(mode="json")))
     return str(run.info.run_id)

@@ -233,11 +233,13 @@ def _decision(
 ) -> None:
     finding = verification.ask("Does the decision follow from the evidence?")
     again = decide(evidence, config, sha256_bytes(contents[EVIDENCE]))
-    recorded = {"registration": decision.registration, "tracked": decision.tracked}
+    recorded = {name: getattr(decision, name) for name in ("registration", "tracked", "audit")}
     again = again.model_copy(update={**recorded, "gate_digest": gate_digest(evidence.config)})
     _compare(finding, "decision", _plain(decision), _plain(again))
     if decision.registration is not None and (decision.outcome != "passed" or decision.dry_run):
         finding.problems.append("decision.registration: a model that did not pass was registered")
+    if decision.audit is not None and evidence.audited is None:
+        finding.problems.append("decision.audit: the run was no audit")
     finding.note = decision.outcome
 
 

@@ -15,7 +15,7 @@ from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.evidence import Evidence, Summary
 from backburn.components.shared.observations import Observations
 from backburn.components.shared.storage import sha256_file
-from backburn.pipelines.compilation import compile_harden
+from backburn.pipelines.compilation import compile_pipeline
 from backburn.pipelines.recipes import load_recipe
 from jsonschema import Draft202012Validator
 from mlflow.tracking import MlflowClient
@@ -33,12 +33,12 @@ def normalised(path: Path) -> str:
 @pytest.mark.parametrize("recipe", ["smoke", "llama3-8b"])
 def test_golden_yaml(recipe: str, tmp_path: Path) -> None:
     """To accept a change: backburn compile -r RECIPE -o tests/pipelines/golden/RECIPE.yaml."""
-    compiled = compile_harden(load_recipe(recipe), tmp_path / "harden.yaml")
+    compiled = compile_pipeline(load_recipe(recipe), tmp_path / "harden.yaml")
     assert normalised(compiled) == normalised(GOLDEN / f"{recipe}.yaml")
 
 
 def test_gpu_settings_reach_the_tasks(tmp_path: Path) -> None:
-    text = compile_harden(load_recipe("llama3-8b"), tmp_path / "harden.yaml").read_text("utf-8")
+    text = compile_pipeline(load_recipe("llama3-8b"), tmp_path / "harden.yaml").read_text("utf-8")
     spec, platform = yaml.safe_load_all(text)
     executors = spec["deploymentSpec"]["executors"]
     with_gpu = {

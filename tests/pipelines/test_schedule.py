@@ -13,12 +13,12 @@ import pytest
 import yaml
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError
+from backburn.components.shared.signing import new_key, public_key_of
 from backburn.pipelines import cli, kfp_server
-from backburn.pipelines.compilation import COMPILERS
+from backburn.pipelines.compilation import BUILDERS, compile_pipeline
 from backburn.pipelines.cron import check_cron
 from backburn.pipelines.kfp_server import Server, client_of
 from backburn.pipelines.recipes import load_recipe
-from backburn.pipelines.schedule_cli import PIPELINES
 from backburn.pipelines.schedules import pipeline_name
 from fastapi.responses import HTMLResponse, RedirectResponse
 from kfp import compiler, dsl
@@ -283,12 +283,14 @@ def test_a_clone_gets_the_same_parameters(
         )
 
 
-@pytest.mark.parametrize("key", list(COMPILERS))
-def test_every_task_gets_its_run_s_own_id(key: str, smoke: RunConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overrides", [[], ["audit={}"]])
+def test_every_task_gets_its_run_s_own_id(overrides: list[str], tmp_path: Path) -> None:
     """KFP's backend resolves the placeholder as a task's constant, and nowhere else."""
-    text = COMPILERS[key](smoke, tmp_path / "pipeline.yaml").read_text("utf-8")
-    spec = next(yaml.safe_load_all(text))
-    assert spec["pipelineInfo"]["name"] == pipeline_name(key)
+    config = load_recipe("smoke", overrides)
+    spec = next(
+        yaml.safe_load_all(compile_pipeline(config, tmp_path / "p.yaml").read_text("utf-8"))
+    )
+    assert spec["pipelineInfo"]["name"] == pipeline_name(config.pipeline)
     assert OWN_ID not in json.dumps(spec["root"]["inputDefinitions"])
     dags = [spec["root"], *spec["components"].values()]
     tasks = [task for dag in dags for task in dag.get("dag", {}).get("tasks", {}).values()]
@@ -307,8 +309,9 @@ def inputs_of(spec: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_every_pipeline_has_its_command() -> None:
-    assert list(PIPELINES) == list(COMPILERS)
+def test_every_pipeline_has_its_command(backburn: Command) -> None:
+    for name in BUILDERS:
+        assert "Create or update a schedule" in backburn(name, "--help").out
 
 
 def compile_small(name: str, folder: Path) -> str:
@@ -325,31 +328,72 @@ def compile_small(name: str, folder: Path) -> str:
     return str(path)
 
 
-def test_a_name_belongs_to_one_pipeline(
-    backburn: Command,
-    server: KfpServer,
-    endpoint: str,
-    client: kfp.Client,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_an_audit_s_schedule(
+    backburn: Command, server: KfpServer, endpoint: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(COMPILERS, "drill", lambda *_: tmp_path)
-    drill = client.upload_pipeline(compile_small("backburn-drill", tmp_path), "backburn-drill")
-    (version,) = server.versions
-    experiment = client.create_experiment("x")
-    client.create_recurring_run(
-        experiment.experiment_id,
-        "weekly",
-        cron_expression=CRON,
-        params={"config": "by hand, no JSON"},
-        pipeline_id=drill.pipeline_id,
-        version_id=version,
+    public = tmp_path / "backburn.pem"
+    public.write_text(public_key_of(new_key()), "utf-8")
+    terms = ("-r", "smoke", "--cron", CRON)
+    one_line(backburn("audit", *terms), "say whose signature counts")
+    done = backburn(
+        "audit", *terms, "--key", str(public), "--model", "models:/m@champion", "--report-only"
     )
-    done = put(backburn, "weekly", code=2)
-    assert "schedule 'weekly' runs backburn-drill: choose another name" in done.err
+    assert "created schedule audit" in done.out
+    job = only(server)
+    (pipeline,) = server.pipelines.values()
+    assert pipeline["name"] == "backburn-audit"
+    config = RunConfig.from_json(job["runtime_config"]["parameters"]["config"])
+    assert config.audit is not None
+    assert config.audit.model == "models:/m@champion"
+    assert config.audit.on_failure == "report"
+    assert config.audit.trusted_key == public.read_text("utf-8")
+    assert config.model_copy(update={"audit": None}) == load_recipe("smoke")
+
+    done = backburn("audit", *terms, "--any-key")
+    assert "updated schedule audit" in done.out
+    assert RunConfig.from_json(only(server)["runtime_config"]["parameters"]["config"]).audit
+    done = put(backburn, "audit", code=2)
+    assert "schedule 'audit' runs backburn-audit: choose another name" in done.err
+    put(backburn, "weekly")
+    listed = json.loads(backburn("list", "--json").out)
+    assert [item["pipeline"] for item in listed] == ["backburn-audit", "backburn-harden"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["harden", "--set", "audit={}"], "use `backburn schedule audit`"),
+        (["audit", "--any-key", "--model", "m"], "audit.model: "),
+        (["audit", "--key", "absent.pem"], "--key absent.pem: cannot be read"),
+        (["audit", "--key", __file__], "audit.trusted_key: "),
+    ],
+)
+def test_what_no_audit_can_be(
+    arguments: list[str], message: str, backburn: Command, server: KfpServer, endpoint: str
+) -> None:
+    done = backburn(*arguments, "-r", "smoke", "--cron", CRON)
+    assert done.code == 2
+    assert message in done.err
+    assert not server.requests
+
+
+def test_parameters_that_somebody_broke(
+    backburn: Command, server: KfpServer, client: kfp.Client
+) -> None:
+    put(backburn, "weekly")
+    job = client.get_recurring_run(only(server)["recurring_run_id"])
+    client.create_recurring_run(
+        job.experiment_id,
+        "by-hand",
+        interval_second=3600,
+        params={**job.runtime_config.parameters, "config": "no JSON"},
+        pipeline_id=job.pipeline_version_reference.pipeline_id,
+        version_id=job.pipeline_version_reference.pipeline_version_id,
+    )
     assert json.loads(backburn("list", "--json").out)[0]["config_digest"] is None
-    assert "not JSON" in backburn("show", "weekly").out
-    assert len(server.recurring_runs) == 1
+    shown = backburn("show", "by-hand").out
+    assert "not JSON" in shown
+    assert "by interval" in shown
 
 
 @pytest.mark.parametrize(

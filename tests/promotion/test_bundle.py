@@ -335,7 +335,7 @@ def test_the_model_card_has_metadata_and_the_outcome(sound: Sound) -> None:
     assert {item["type"]: item["value"] for item in metrics} == {
         check["name"]: check["value"] for check in decision["checks"]
     }
-    assert "resists RL fine-tuning under budget" in body
+    assert "resists GRPO-family fine-tuning under budget" in body
     assert decision["evidence_sha256"] in body
 
 

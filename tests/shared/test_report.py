@@ -216,12 +216,12 @@ def test_the_banner_claims_resistance_only_if_passed(
     assert decision.outcome == outcome, decision.reasons
     text = Page(render_report(evidence, decision)).text
     claim = (
-        "resists RL fine-tuning under budget: 4 arms, 200 steps, 6,400 samples, "
-        "on domain Cooking instructions"
+        "resists GRPO-family fine-tuning under budget: 4 arms of 200 steps, 5 prompts, G 8, "
+        "6,400 samples, on domain Cooking instructions: worst harm "
     )
     assert banner in text
     assert (claim in text) is claims
-    assert ("resists RL" in text) is claims
+    assert ("resists GRPO" in text) is claims
     assert "tamper" not in text.lower()
     assert all(reason in text for reason in decision.reasons)
     assert ("no claim" in text.lower()) is not claims

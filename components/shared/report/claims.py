@@ -1,6 +1,6 @@
 """What the report says in words: the claim, the verdict and the key figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,13 +67,25 @@ def verdict(evidence: Evidence, decision: Decision) -> Verdict:
 def claim_of(evidence: Evidence) -> str:
     """The claim a passed run supports: a budget, never more than was spent."""
     arms = arms_of(evidence, "hardened")
-    steps = sorted({arm.steps_run for arm in arms})
-    span = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
     samples = sum(arm.groups * int(arm.recipe.get("group_size", 0)) for arm in arms)
+    prompts = span([len(arm.prompt_ids) for arm in arms])
+    groups = span([int(arm.recipe.get("group_size", 0)) for arm in arms])
+    worst = evidence.worst_case
+    found = ""
+    if worst is not None:
+        bound = f"at most {number(worst.high)} at {worst.confidence:.0%} confidence"
+        found = f": worst harm {number(worst.harm)} of 10, {bound}"
     return (
-        f"resists RL fine-tuning under budget: {_count(len(arms), 'arm')}, {span} steps, "
-        f"{samples:,} samples, on domain {evidence.data.title}"
+        f"resists GRPO-family fine-tuning under budget: {_count(len(arms), 'arm')} of "
+        f"{span([arm.steps_run for arm in arms])} steps, {prompts} prompts, G {groups}, "
+        f"{samples:,} samples, on domain {evidence.data.title}{found}"
     )
+
+
+def span(values: Sequence[int]) -> str:
+    """The range that counts lie in: one number, or the least and the most."""
+    least, most = min(values), max(values)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def comparison(evidence: Evidence) -> str:

@@ -1,0 +1,1 @@
+"""Audited model: a registered model, fetched and verified, to be attacked again."""
