@@ -8,14 +8,15 @@ from backburn.pipelines.stages import Stages
 from kfp import dsl
 
 
-def build_audit(settings: RunConfig):
+def build_audit(settings: RunConfig, run_id: str = dsl.PIPELINE_JOB_ID_PLACEHOLDER):
     """Build the pipeline for an audit's compute settings.
 
     Args:
         settings: With an `audit` section; see `build_harden`.
+        run_id: See `build_harden`.
 
     Returns:
-        A KFP pipeline with the parameters `config`, `run_id` and the groups of arms.
+        A KFP pipeline with the parameters `config` and the groups of arms.
     """
     compute = settings.compute
     controls, attacks = arm_groups(settings, "control"), arm_groups(settings, "hardened")
@@ -26,7 +27,6 @@ def build_audit(settings: RunConfig):
     )
     def audit(
         config: str = settings.to_json(),
-        run_id: str = dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         control_groups: list = controls,
         attack_groups: list = attacks,
     ):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from backburn.components.shared.errors import BackburnError, InputError
+from backburn.pipelines import schedule_cli
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +36,7 @@ app = typer.Typer(
     "[bold]Your own settings[/]:  backburn run -r laptop --set domain.name=home_networking --set "
     "seed=3",
 )
+app.add_typer(schedule_cli.app, name="schedule")
 
 RecipeOption = Annotated[
     str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")

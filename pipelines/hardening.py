@@ -8,15 +8,17 @@ from backburn.pipelines.stages import Stages
 from kfp import dsl
 
 
-def build_harden(settings: RunConfig):
+def build_harden(settings: RunConfig, run_id: str = dsl.PIPELINE_JOB_ID_PLACEHOLDER):
     """Build the pipeline for a run's compute settings.
 
     Args:
         settings: Its compute section is compiled in; the rest is the default of the pipeline's
             `config` parameter, so that one compiled file can run other configurations too.
+        run_id: Given to every task as a constant. KFP's backend puts the run's own id there; it
+            leaves the placeholder as it is where it is a pipeline parameter's value or default.
 
     Returns:
-        A KFP pipeline with the parameters `config`, `run_id` and the groups of arms.
+        A KFP pipeline with the parameters `config` and the groups of arms.
     """
     compute = settings.compute
     controls, attacks = arm_groups(settings, "control"), arm_groups(settings, "hardened")
@@ -27,7 +29,6 @@ def build_harden(settings: RunConfig):
     )
     def harden(
         config: str = settings.to_json(),
-        run_id: str = dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         control_groups: list = controls,
         attack_groups: list = attacks,
     ):

@@ -107,7 +107,7 @@ def run_local(config: RunConfig, run_id: str, folder: RunFolder) -> Summary:
 
     start = time.perf_counter()
     here = config.compute.model_copy(update={"retries": 0})  # a local failure is not a lost node
-    compile_pipeline(config.model_copy(update={"compute": here}), folder.pipeline)
+    compile_pipeline(config.model_copy(update={"compute": here}), folder.pipeline, run_id)
     with task_environment(folder), quiet(folder.log), warm_tasks(folder.log):
         open_parent(config, run_id, artifact_root=folder.root.parent / "mlflow-artifacts")
         local.init(
@@ -116,7 +116,7 @@ def run_local(config: RunConfig, run_id: str, folder: RunFolder) -> Summary:
             raise_on_error=True,
         )
         try:
-            load_component_from_file(str(folder.pipeline))(config=config.to_json(), run_id=run_id)
+            load_component_from_file(str(folder.pipeline))(config=config.to_json())
         except RuntimeError as error:
             raise RunFailed(_explain(error, folder.log)) from error
     return collect(folder, time.perf_counter() - start)

@@ -27,7 +27,7 @@ class Stages:
         Args:
             settings: Its compute section is compiled in.
             config: The pipeline's parameter of that name.
-            run_id: The pipeline's parameter of that name.
+            run_id: Every task's constant of that name.
         """
         self.compute = settings.compute
         self.webhooks = settings.notification

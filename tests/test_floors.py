@@ -42,7 +42,9 @@ def test_steps_import_no_other_step(step: str) -> None:
                 assert module.startswith(allowed), f"{path}: {module}"
 
 
-@pytest.mark.parametrize("name", ["hardening.py", "audit.py", "stages.py", "rejudge.py"])
+@pytest.mark.parametrize(
+    "name", ["hardening.py", "audit.py", "stages.py", "rejudge.py", "schedules.py"]
+)
 def test_pipelines_import_only_faces_of_steps(name: str) -> None:
     for module in imports(ROOT / "pipelines" / name):
         if module.startswith("backburn.components.") and ".shared." not in module:
