@@ -51,9 +51,8 @@ def judge_evaluation(
     from backburn.components.judge_evaluation.inputs import collect
     from backburn.components.judge_evaluation.step import run
 
-    sealed = [*control_sealed, *attack_sealed]
-    statistics = [*control_statistics, *attack_statistics]
+    arms = [*control_sealed, *attack_sealed], [*control_statistics, *attack_statistics]
     single = (dataset, baseline, baseline_record, hardened, defense_record, certificate, behaviour)
-    inputs = collect(single, sealed, statistics)
+    inputs = collect(single, *arms)
     outputs = (Path(observations.path), Path(evidence.path))
     evidence.metadata.update(run(config, run_id, *inputs, *outputs, rejudges, audited))
