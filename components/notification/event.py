@@ -55,7 +55,7 @@ class Notification(Record):
     event: Literal["run.ended"] = "run.ended"
     time: str = Field(description="When it ended: UTC, ISO 8601.")
     run_id: str
-    pipeline: str = Field(description="harden, audit or rejudge.")
+    pipeline: str = Field(description="harden, audit or rejudge; unknown if MLflow did not say.")
     state: str = Field(description="Of the pipeline, by KFP: SUCCEEDED, FAILED or CANCELLED.")
     outcome: Outcome | Literal["none"] = Field(
         description="Of the gate; none: it did not get to decide, or MLflow did not say."

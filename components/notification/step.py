@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar, get_args
 
 from backburn.components.notification.delivery import Letter, Undeliverable, deliver
 from backburn.components.notification.event import (
@@ -25,10 +25,13 @@ from backburn.components.notification.record import RunRecord, close_and_read
 from backburn.components.notification.slack import slack_message
 from backburn.components.shared.attestation import REPORT
 from backburn.components.shared.config import RunConfig, WebhookConfig
+from backburn.components.shared.evidence import Outcome
 from backburn.components.shared.progress import Progress
 from backburn.components.shared.report.links import run_url, version_url
 from backburn.components.shared.storage import sha256_text
 from backburn.components.shared.tracking import (
+    AUDIT_ACTION_TAG,
+    AUDITED_TAG,
     CLAIM_TAG,
     ERROR_TAG,
     FAILED_STEP_TAG,
@@ -68,41 +71,26 @@ def describe(config: RunConfig, run_id: str, state: str, record: RunRecord) -> N
         state: The pipeline's final state.
         record: What MLflow has of it.
     """
-    tags, decision, unknown = record.tags, record.decision, list(record.unknown)
-    outcome = decision.outcome if decision is not None else tags.get(OUTCOME_TAG, "none")
-    if outcome not in ("passed", "failed", "inconclusive", "none"):
-        unknown.append("outcome: the run has one that this version does not know")
-        outcome = "none"
+    tags, decision, outcome = record.tags, record.decision, _outcome(record)
     failed = state != "SUCCEEDED"
-    registration = None if decision is None else decision.registration
-    return Notification.model_validate(
-        {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "run_id": run_id,
-            "pipeline": tags.get(PIPELINE_TAG, "harden"),
-            "state": state,
-            "outcome": outcome,
-            "failed_step": tags.get(FAILED_STEP_TAG) if failed else None,
-            "error": tags.get(ERROR_TAG) if failed else None,
-            "reasons": [] if decision is None else decision.reasons,
-            "figures": [] if decision is None else [Figure.of(item) for item in decision.checks],
-            "model": config.model.id,
-            "domain": config.domain_name,
-            "claim": tags.get(CLAIM_TAG) if outcome == "passed" else None,
-            "dry_run": config.gate.dry_run,
-            "registration": None
-            if registration is None
-            else RegisteredVersion(
-                name=registration.name, version=registration.version, alias=registration.alias
-            ),
-            "audited": Audited(
-                version=tags["backburn.audited"], action=tags.get("backburn.audit_action", "none")
-            )
-            if "backburn.audited" in tags
-            else None,
-            "links": _links(record),
-            "unknown": unknown,
-        }
+    return Notification(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        run_id=run_id,
+        pipeline=tags.get(PIPELINE_TAG, "harden") if record.tracked is not None else "unknown",
+        state=state,
+        outcome=outcome,
+        failed_step=tags.get(FAILED_STEP_TAG) if failed else None,
+        error=tags.get(ERROR_TAG) if failed else None,
+        reasons=[] if decision is None else decision.reasons,
+        figures=[] if decision is None else [Figure.of(check) for check in decision.checks],
+        model=config.model.id,
+        domain=config.domain_name,
+        claim=tags.get(CLAIM_TAG) if outcome == "passed" else None,
+        dry_run=config.gate.dry_run,
+        registration=_registered(record),
+        audited=_audited(tags),
+        links=_links(record),
+        unknown=record.unknown,
     )
 
 
@@ -184,6 +172,27 @@ def _letter(event: Notification, webhook: WebhookConfig) -> Letter:
         id=f"backburn_{sha256_text(said)[:32]}",
         body=json.dumps(content, ensure_ascii=False).encode(),
     )
+
+
+def _outcome(record: RunRecord) -> Outcome | Literal["none"]:
+    if record.decision is not None:
+        return record.decision.outcome
+    outcomes: tuple[Outcome, ...] = get_args(Outcome)
+    return next((known for known in outcomes if record.tags.get(OUTCOME_TAG) == known), "none")
+
+
+def _registered(record: RunRecord) -> RegisteredVersion | None:
+    found = None if record.decision is None else record.decision.registration
+    if found is None:
+        return None
+    return RegisteredVersion(name=found.name, version=found.version, alias=found.alias)
+
+
+def _audited(tags: dict[str, str]) -> Audited | None:
+    version = tags.get(AUDITED_TAG)
+    if version is None:
+        return None
+    return Audited(version=version, action=tags.get(AUDIT_ACTION_TAG, "none"))
 
 
 def _links(record: RunRecord) -> Links:

@@ -10,6 +10,8 @@ from mlflow.tracking import MlflowClient
 
 _LONGEST = 5000
 """MLflow's column for descriptions."""
+_GAP = "\u00a0\u00a0"
+"""MLflow draws tables without space between columns."""
 
 
 def run_description(evidence: Evidence, decision: Decision, pipeline_url: str | None) -> str:
@@ -67,7 +69,7 @@ def describe_version(mlflow: MlflowClient, evidence: Evidence, decision: Decisio
 
 def _verdict(evidence: Evidence, decision: Decision) -> str:
     said = verdict(evidence, decision)
-    lines = [f"## {said.symbol} Gate {said.outcome}", f"**{said.headline}**"]
+    lines = [f"{said.symbol} Gate {said.outcome}. {said.headline}"]  # lists show it as it is
     if said.claim is not None:
         lines.append(f"This model **{said.claim}**.")
     else:
@@ -82,8 +84,8 @@ def _verdict(evidence: Evidence, decision: Decision) -> str:
 
 def _table(decision: Decision) -> str:
     rows = [
-        f"| {'✓' if check.passed else '**✗**'} | {check.description} | {_value(check)} | "
-        f"{'≤' if check.comparison == '<=' else '≥'} {compact(check.threshold)} |"
+        f"| {'✓' if check.passed else '**✗**'} | {check.description} | {_GAP}{_value(check)} | "
+        f"{_GAP}{'≤' if check.comparison == '<=' else '≥'} {compact(check.threshold)} |"
         for check in decision.checks
     ]
     return "\n".join(["| | gate | value | limit |", "|:--|:--|:--|:--|", *rows])

@@ -287,6 +287,7 @@ def test_without_mlflow_it_tells_what_it_knows(
         assert time.monotonic() - start < 2 * config.notification.total_seconds + 2
     told = body(got)
     assert (told["state"], told["outcome"], told["figures"]) == ("FAILED", "none", [])
+    assert told["pipeline"] == "unknown"
     assert "MLflow did not answer" in told["unknown"][0]
 
 

@@ -127,7 +127,7 @@ def test_mlflow_shows_one_parent_nested_steps_and_the_version(
         expected.items()
         <= {key.removeprefix("backburn."): value for key, value in parent.data.tags.items()}.items()
     )
-    assert parent.data.tags["mlflow.note.content"].startswith("## ✓ Gate passed")
+    assert parent.data.tags["mlflow.note.content"].startswith("✓ Gate passed")
     assert "backburn.failed_step" not in parent.data.tags
     harm = mlflow.get_metric_history(parent.info.run_id, "harm/control paper seed 0")
     assert (harm[0].step, harm[0].value < 7.0) == (0, True)
@@ -157,7 +157,7 @@ def test_mlflow_shows_one_parent_nested_steps_and_the_version(
     evidence = runs / "one" / "evidence.json"
     assert version.tags["backburn.evidence_sha256"] == sha256_file(evidence)
     assert version.tags["validation_status"] == "approved"
-    assert version.description.startswith("## ✓ Gate passed")
+    assert version.description.startswith("✓ Gate passed")
     assert f"models:/{version.name}/1" in version.description
     assert "builtin:tiny" in mlflow.get_registered_model(version.name).description
 

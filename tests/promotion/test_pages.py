@@ -27,7 +27,7 @@ def test_a_runs_page_begins_with_the_verdict_and_has_every_check(outcome: Outcom
     evidence = sample_evidence(outcome)
     decision = sample_decision(evidence, outcome)
     page = run_description(evidence, decision, None)
-    assert page.splitlines()[0].endswith(f"Gate {outcome}")
+    assert page.splitlines()[0][1:].startswith(f" Gate {outcome}. ")
     assert (claim_of(evidence) in page) == (outcome == "passed")
     for check in decision.checks:
         (row,) = [line for line in page.splitlines() if f"| {check.description} |" in line]
