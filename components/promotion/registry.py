@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 
+from backburn.components.promotion.ledger import Ledger
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.evidence import Decision, Evidence, Registration
 from backburn.components.shared.tracking import RUN_TAG, client, tracking_uri
@@ -53,6 +54,7 @@ def register(
     }
     with contextlib.suppress(MlflowException):  # it exists already
         mlflow.create_registered_model(name, description=f"Hardened by Backburn: {config.model.id}")
+    Ledger(mlflow, name).make()
     version = _find_version(mlflow, name, evidence.run_id)
     if version is None:
         version = _create_version(mlflow, name, model_folder, tags, tracking_run_id)
