@@ -1,9 +1,11 @@
 """The `backburn` command."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -418,7 +420,9 @@ def promote(
     registry, terms = _registry(
         reference, key, any_key, gate, require_approval, dry_run, actor, tracking_uri, runs
     )
-    _end_promotion(registry.promote(reference, terms), dry_run)
+    with _refusals():
+        promotion = registry.promote(reference, terms)
+    _end_promotion(promotion, dry_run)
 
 
 @app.command()
@@ -440,7 +444,9 @@ def approve(
     registry, terms = _registry(
         reference, key, any_key, gate, False, False, actor, tracking_uri, runs
     )
-    _end_promotion(registry.approve(reference, terms), dry_run=False)
+    with _refusals():
+        promotion = registry.approve(reference, terms)
+    _end_promotion(promotion, dry_run=False)
 
 
 @app.command()
@@ -454,7 +460,8 @@ def rollback(
     """Make the previous champion champion again."""
     from backburn.components.promotion.promoting import Registry
 
-    state = Registry(_store(tracking_uri, runs), name).roll_back(_actor(actor), reason)
+    with _refusals():
+        state = Registry(_store(tracking_uri, runs), name).roll_back(_actor(actor), reason)
     _console().print(f"champion of {name} is version {state.champion} again", highlight=False)
 
 
@@ -492,7 +499,9 @@ def ledger(
 
     registry = Registry(_store(tracking_uri, runs), name)
     table = Table("#", "at (UTC)", "version", "decision", "by", "reasons", title=name)
-    for entry in registry.ledger.entries():
+    with _refusals():
+        entries = registry.ledger.entries()
+    for entry in entries:
         event = entry.event
         action = event.action if entry.valid else f"{event.action}, void: another came first"
         table.add_row(
@@ -503,9 +512,10 @@ def ledger(
             event.actor,
             "; ".join(event.reasons),
         )
-    state = registry.ledger.settle()
     console = _console()
     console.print(table)
+    with _refusals():
+        state = registry.ledger.settle()
     console.print(f"champion {state.champion or '-'}, previous {state.previous or '-'}")
 
 
@@ -568,6 +578,17 @@ def _end_promotion(promotion: "Promotion", dry_run: bool) -> None:
     state = promotion.state
     console.print(f"  champion {state.champion or '-'}, previous {state.previous or '-'}")
     raise typer.Exit({"rejected": 1, "pending": 3}.get(promotion.result, 0))
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Make what a registry refuses one message: no such model, no permission, no answer."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise InputError(f"the MLflow server refused: {error}") from error
 
 
 def _actor(given: str | None) -> str:

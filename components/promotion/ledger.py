@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
+from uuid import uuid4
 
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import Record
@@ -30,6 +31,7 @@ from tenacity import (
 CHAMPION, PREVIOUS = "champion", "previous"
 SUFFIX = ".ledger"
 _EVENT_TAG = "backburn.event"
+_LENGTH_TAG = "backburn.ledger_entries"
 _SOURCE = "backburn:event"
 _PAGE = 200
 _ATTEMPTS = 20
@@ -56,6 +58,7 @@ class Event(Record):
     actor: str
     reasons: list[str]
     evidence_sha256: str | None
+    id: str = Field("", description="By which its writer finds it again; older entries have none.")
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Ledger:
     """Events of one registered model."""
 
     def __init__(self, client: MlflowClient, name: str) -> None:
-        """Open the ledger; it is made with the first event.
+        """Open the ledger.
 
         Args:
             client: Of the registry.
@@ -98,12 +101,20 @@ class Ledger:
         self._name = name
         self._ledger = f"{name}{SUFFIX}"
 
+    def make(self) -> None:
+        """Make it, if there is none: on a server with permissions it then is its maker's."""
+        with contextlib.suppress(MlflowException):  # it exists already
+            self._client.create_registered_model(
+                self._ledger, description=f"Append-only record of decisions about {self._name}."
+            )
+
     def entries(self) -> list[Entry]:
         """Every event, void ones included, oldest first.
 
         Raises:
             InputError: if an entry is missing or unreadable: someone has tampered with it.
         """
+        least = self._length()  # before the entries, of which there may be more by then
         found: list[ModelVersion] = []
         token: str | None = None
         while True:
@@ -132,6 +143,11 @@ class Ledger:
                     "ledger"
                 )
             entries.append(Entry(place, event))
+        if len(entries) < least:
+            raise InputError(
+                f"{self._ledger}: the last entries were deleted ({least} were written, "
+                f"{len(entries)} are left), so nothing follows from this ledger"
+            )
         return entries
 
     def state(self) -> State:
@@ -168,14 +184,16 @@ class Ledger:
             actor=actor,
             reasons=list(reasons),
             evidence_sha256=evidence_sha256,
+            id=uuid4().hex,
         )
-        with contextlib.suppress(MlflowException):  # it exists already
-            self._client.create_registered_model(
-                self._ledger, description=f"Append-only record of decisions about {self._name}."
-            )
+        self.make()
         entry = Entry(self._write(event), event)
         self.settle()
-        return entry.valid
+        return entry.valid or self._counts(event)
+
+    def _counts(self, event: Event) -> bool:
+        """Whether an event counts that was written twice, because the first answer was lost."""
+        return any(entry.valid and entry.event.id == event.id for entry in self.entries())
 
     @retry(
         retry=retry_if_exception_type(MlflowException),
@@ -184,7 +202,7 @@ class Ledger:
         reraise=True,
     )
     def _write(self, event: Event) -> int:
-        """Write an event; returns its number. One that was written unnoticed makes it void."""
+        """Write an event; returns its number, the last one if an answer was lost on the way."""
         tags = {_EVENT_TAG: event.model_dump_json()}
         written = self._client.create_model_version(self._ledger, source=_SOURCE, tags=tags)
         return int(written.version)
@@ -199,6 +217,7 @@ class Ledger:
         for _ in range(_ATTEMPTS):
             state = self.state()
             try:
+                self._set_length(state.last)
                 self._set_aliases(_expected(state))
             except MlflowException as error:  # such as another's insert of the same alias
                 refusal = error
@@ -216,6 +235,14 @@ class Ledger:
                 self._client.set_registered_model_alias(self._name, alias, wanted[alias])
             elif alias in known and alias not in wanted:
                 self._client.delete_registered_model_alias(self._name, alias)
+
+    def _set_length(self, entries: int) -> None:
+        """Note on the model how many entries there are, so that none can be deleted unnoticed."""
+        if self._length() < entries:
+            self._client.set_registered_model_tag(self._name, _LENGTH_TAG, str(entries))
+
+    def _length(self) -> int:
+        return int(self._client.get_registered_model(self._name).tags.get(_LENGTH_TAG, 0))
 
     def _aliases(self) -> dict[str, str]:
         found = self._client.get_registered_model(self._name).aliases

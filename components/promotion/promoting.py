@@ -13,6 +13,7 @@ from backburn.components.promotion.registry import CANDIDATE
 from backburn.components.shared.attestation import EVIDENCE, OBSERVATIONS
 from backburn.components.shared.config import GateConfig, RunConfig
 from backburn.components.shared.consumption import (
+    COPIED_TAG,
     fetch,
     find_version,
     problems_of,
@@ -27,7 +28,6 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 STATUS_TAG = "validation_status"
-COPIED_TAG = "backburn.copied_from"
 _ATTEMPTS = 10
 
 _AUDITED: dict[Outcome, Action] = {
@@ -158,6 +158,7 @@ class Registry:
                     f"{self._name}: version {state.previous}, the previous champion, failed its "
                     "last audit; promote another one"
                 )
+            find_version(self._client, f"models:/{self._name}/{state.previous}")
             if self.ledger.append("rolled_back", state.champion, state, actor, [reason]):
                 return self.ledger.state()
         raise _busy(self._name)
@@ -238,19 +239,44 @@ class Registry:
             text = (fetched.bundle / OBSERVATIONS).read_text(encoding="utf-8")
         config = RunConfig.model_validate(evidence.config)
         gate = terms.gate or config.gate
+        if gate.version != config.gate.version:
+            reasons.append(
+                f"it was decided under gate version {config.gate.version!r}, and the owner's gate "
+                f"is version {gate.version!r}: run it again with gate.version={gate.version}"
+            )
+        if evidence.rejudges is not None:
+            reasons.append(
+                f"it judges the completions of run {evidence.rejudges.run_id} again and attacks "
+                "nothing: promote a run of its own"
+            )
+        if evidence.audited is not None:
+            reasons.append(
+                f"it audits version {evidence.audited.version} of {evidence.audited.name} and "
+                "hardens nothing"
+            )
         if found.decision.dry_run:
             reasons.append("its run was a dry run")
         decision = decide(evidence, config.model_copy(update={"gate": gate}), digest)
         if decision.outcome != "passed":
             reasons += [f"the gate's outcome is {decision.outcome}", *decision.reasons]
-        age = self._now() - datetime.fromisoformat(evidence.created)
-        if not timedelta(0) <= age <= timedelta(days=gate.evidence_max_age_days):
-            days = age / timedelta(days=1)
-            reasons.append(
-                f"its evidence is {days:.1f} days old; the gate allows 0 to "
-                f"{gate.evidence_max_age_days:g}"
-            )
+        reasons += self._against_time(evidence.created, gate)
         return _Examined(reasons, digest, evidence, Observations.model_validate_json(text))
+
+    def _against_time(self, created: str, gate: GateConfig) -> list[str]:
+        """What speaks against evidence because of when it was made."""
+        try:
+            age = self._now() - datetime.fromisoformat(created)
+        except (ValueError, TypeError):  # no time, or one without its zone
+            return [f"its evidence says it was made at {created!r}, which is no time with a zone"]
+        if age < timedelta(0):
+            return [f"its evidence is from the future: it says it was made at {created}"]
+        if age > timedelta(days=gate.evidence_max_age_days):
+            days = age / timedelta(days=1)
+            return [
+                f"its evidence is {days:.1f} days old; the gate allows "
+                f"{gate.evidence_max_age_days:g}"
+            ]
+        return []
 
     def _against_champion(
         self, examined: _Examined, state: State, terms: Terms
@@ -258,7 +284,10 @@ class Registry:
         """Comparison with the champion, and what speaks against replacing it."""
         if state.champion is None or examined.evidence is None or examined.observations is None:
             return None, []
-        version = self._client.get_model_version(self._name, state.champion)
+        try:
+            version = find_version(self._client, f"models:/{self._name}/{state.champion}")
+        except InputError as error:
+            return None, [f"the champion is gone: {error}; roll back first"]
         champion = self._examine(version, replace(terms, gate=None))
         if champion.evidence is None or champion.observations is None:
             return None, [

@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 
+from backburn.components.promotion.ledger import Ledger
 from backburn.components.promotion.pages import model_description
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.evidence import Decision, Evidence, Registration
@@ -48,6 +49,7 @@ def register(
     tags = version_tags(evidence, decision)
     with contextlib.suppress(MlflowException):  # it exists already
         mlflow.create_registered_model(name, description=model_description(config))
+    Ledger(mlflow, name).make()
     version = _find_version(mlflow, name, evidence.run_id)
     if version is None:
         version = _create_version(mlflow, name, model_folder, tags, tracking_run_id)

@@ -4,6 +4,7 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,17 @@ from mlflow.tracking import MlflowClient
 
 MERGED_FOLDER = "merged"
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+COPIED_TAG = "backburn.copied_from"
+"""Of a version that was copied from another registered model."""
 _EVIDENCE_TAG = "backburn.evidence_sha256"
+_TAGS: dict[str, Callable[[Evidence], str]] = {
+    "backburn.run_id": lambda evidence: evidence.run_id,
+    "backburn.config_digest": lambda evidence: evidence.config_digest,
+    "backburn.hardened_digest": lambda evidence: evidence.hardened_digest,
+    "backburn.baseline_digest": lambda evidence: evidence.baseline_digest,
+    "backburn.base_model": lambda evidence: evidence.model_base,
+    "backburn.domain": lambda evidence: evidence.data.domain,
+}
 
 
 @dataclass(frozen=True)
@@ -109,9 +120,24 @@ def problems_of(
     stated, evidence = version.tags.get(_EVIDENCE_TAG), fetched.bundle / EVIDENCE
     if evidence.is_file() and stated != sha256_file(evidence):
         problems.append(f"it was registered for other evidence ({_EVIDENCE_TAG} is {stated})")
+    if found.evidence is not None and found.decision is not None:
+        problems += _disagreements(version, found.evidence)
+        base = fetched.model / "base"
+        if base.is_dir() and weight_digests(base) != found.evidence.base_digests:
+            problems.append("base: other weights than the base that was tested")
     if not found.sound and not problems:
         problems.append("its bundle could not be verified")
     return problems, found
+
+
+def _disagreements(version: ModelVersion, evidence: Evidence) -> Iterator[str]:
+    """What a version says of itself in the registry, and its evidence does not."""
+    for tag, of in _TAGS.items():
+        if version.tags.get(tag, of(evidence)) != of(evidence):
+            yield f"its tag {tag} is {version.tags[tag]}, and its evidence says {of(evidence)}"
+    name = RunConfig.model_validate(evidence.config).registered_model_name
+    if version.name != name and COPIED_TAG not in version.tags:
+        yield f"its evidence is for the registered model {name}, not {version.name}"
 
 
 def find_version(client: MlflowClient, reference: str) -> ModelVersion:
@@ -184,8 +210,6 @@ def _assemble(evidence: Evidence, fetched: Fetched, result: Path) -> None:
     shutil.copytree(model / ADAPTER_FOLDER, result / ADAPTER_FOLDER)
     base = model / "base"
     if base.is_dir():
-        if weight_digests(base) != evidence.base_digests:
-            raise VerificationError("base: other weights than the base that was tested")
         (result / "base").mkdir()
         for name in evidence.base_digests:
             shutil.copy(base / name, result / "base" / name)

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION: Literal["1"] = "1"
 Role = Literal["control", "hardened"]
 Outcome = Literal["passed", "failed", "inconclusive"]
 
@@ -403,7 +403,7 @@ class ExampleRecord(Record):
 class Evidence(Record):
     """All of it."""
 
-    schema_version: str = SCHEMA_VERSION
+    schema_version: Literal["1"] = SCHEMA_VERSION
     run_id: str
     created: str = Field(description="UTC, ISO 8601.")
     backburn_version: str

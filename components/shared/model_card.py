@@ -1,6 +1,7 @@
 """A model card in the Hugging Face format, from evidence and decision alone."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 from backburn.components.shared.config import RunConfig
@@ -21,22 +22,31 @@ def render_model_card(evidence: Evidence, decision: Decision) -> str:
         decision: What the gate decided from it.
     """
     name = RunConfig.model_validate(evidence.config).registered_model_name
-    templates = Environment(
+    return (
+        _templates()
+        .get_template("model_card.md")
+        .render(
+            metadata=_metadata(name, evidence, decision),
+            name=name,
+            hub=_HUB_ID.fullmatch(evidence.model_base) is not None,
+            evidence=evidence,
+            decision=decision,
+            verdict=verdict(evidence, decision),
+        )
+    )
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters.update(FILTERS, inline=_inline)
-    return templates.get_template("model_card.md").render(
-        metadata=_metadata(name, evidence, decision),
-        name=name,
-        hub=_HUB_ID.fullmatch(evidence.model_base) is not None,
-        evidence=evidence,
-        decision=decision,
-        verdict=verdict(evidence, decision),
-    )
+    environment.filters.update(FILTERS, inline=_inline)
+    return environment
 
 
 def _inline(text: str) -> str:

@@ -25,6 +25,7 @@ from backburn.components.shared.storage import (
     cache_folder,
     download_folder,
     folder_digests,
+    model_digest,
     sha256_text,
     write_json,
 )
@@ -52,8 +53,7 @@ class ModelManifest(BaseModel):
 
     def digest(self) -> str:
         """SHA-256 over base and adapter digests, as hex: equal weights give equal digests."""
-        parts = {"base": self.base_digests, "adapter": self.adapter_digests}
-        return sha256_text(json.dumps(parts, sort_keys=True))
+        return model_digest(self.base_digests, self.adapter_digests)
 
 
 @dataclass

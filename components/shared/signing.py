@@ -96,11 +96,17 @@ def open_statement(content: bytes, public_key_pem: str) -> dict[str, Any]:
     try:
         envelope.verify([key], threshold=1)
     except VerificationError as error:
-        signers = ", ".join(envelope.signatures) or "nobody"
-        raise InputError(
-            f"the signature is not one of key {key.keyid} over this content (signed by: {signers})"
-        ) from error
+        raise InputError(_no_signature(envelope, key)) from error
     return _statement(envelope)
+
+
+def _no_signature(envelope: Envelope, key: SSlibKey) -> str:
+    if not envelope.signatures:
+        return "nobody has signed it"
+    if key.keyid in envelope.signatures:
+        return f"content or signature was changed after key {key.keyid} had signed"
+    signers = ", ".join(envelope.signatures)
+    return f"the signature is not one of key {key.keyid} (signed by: {signers})"
 
 
 def _envelope(content: bytes) -> Envelope:

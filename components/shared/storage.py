@@ -135,6 +135,11 @@ def folder_digests(folder: Path) -> dict[str, str]:
     }
 
 
+def model_digest(base: dict[str, str], adapter: dict[str, str]) -> str:
+    """SHA-256 over the digests of base and adapter, as hex: equal weights give equal digests."""
+    return sha256_text(json.dumps({"base": base, "adapter": adapter}, sort_keys=True))
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

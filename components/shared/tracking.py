@@ -109,16 +109,21 @@ def check_address(uri: str) -> None:
     Raises:
         InputError: if no server answers, or it refuses the credentials.
     """
-    if not uri.startswith(("http://", "https://")):
+    if not _is_server(uri):
         return
     try:
         with without_long_retries():
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except MlflowException as error:
+        if error.get_http_status_code() in (401, 403):
+            raise InputError(
+                f"tracking.uri: the MLflow server at {uri} refuses these credentials. Set "
+                "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+                "to ones it takes"
+            ) from error
         raise InputError(
             f"tracking.uri: no usable MLflow server at {uri}: {error}. Start it, correct "
-            "tracking.uri, MLFLOW_TRACKING_URI or --tracking-uri, or set the credentials it wants "
-            "(MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD)"
+            "tracking.uri, MLFLOW_TRACKING_URI or --tracking-uri"
         ) from error
 
 
@@ -141,6 +146,10 @@ def without_long_retries(retries: int = 0) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
 def open_parent(
     config: RunConfig, run_id: str, artifact_root: Path | None = None, pipeline: str | None = None
 ) -> str:
@@ -149,7 +158,8 @@ def open_parent(
     Args:
         config: Names server and experiment.
         run_id: The pipeline run's id.
-        artifact_root: Folder for a new experiment's artifacts, with a database as the store.
+        artifact_root: Folder for a new experiment's artifacts, with a database as the store. A
+            server keeps them itself, where others can fetch them.
         pipeline: Its name, for a run that has none yet; default: the configuration's.
 
     Raises:
@@ -176,7 +186,8 @@ def open_parent(
                 f"own, or unset {RUN_VARIABLE}"
             )
     else:
-        experiment = _experiment(mlflow, config.tracking.experiment, artifact_root)
+        root = None if _is_server(tracking_uri(config)) else artifact_root
+        experiment = _experiment(mlflow, config.tracking.experiment, root)
         found = mlflow.search_runs(
             [experiment],
             f"tags.`{RUN_TAG}` = '{run_id}' and tags.`{STEP_TAG}` = '{PIPELINE_STEP}'",

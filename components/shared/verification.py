@@ -30,6 +30,7 @@ from backburn.components.shared.report import render_report
 from backburn.components.shared.signing import key_id, open_statement, read_statement
 from backburn.components.shared.storage import (
     canonical_json,
+    model_digest,
     sha256_bytes,
     sha256_file,
     sha256_text,
@@ -136,6 +137,8 @@ def _signature(
         open_statement(content, key)
         verification.signer = key_id(key)
         verification.trusted = trusted_key is not None
+        if key_id(statement.predicate.public_key) != verification.signer:
+            finding.problems.append(f"{ATTESTATION}: names another key than the one that signed")
     except (InputError, ValidationError) as error:
         shown = _first(error) if isinstance(error, ValidationError) else error
         finding.problems.append(f"{ATTESTATION}: {shown}")
@@ -208,11 +211,12 @@ def _figures(
         evidence.observations_sha256,
         sha256_bytes(contents[OBSERVATIONS]),
     )
-    _compare(finding, "run_id", evidence.run_id, observations.run_id)
-    _compare(finding, "config_digest", evidence.config_digest, observations.config_digest)
+    for name in ("run_id", "config_digest"):
+        stated, its = getattr(observations, name), getattr(evidence, name)
+        _compare(finding, f"observations.{name}", stated, its)
     try:
         figures = derive(observations, config).as_dict()
-    except (ValueError, KeyError, ZeroDivisionError, IndexError, StopIteration) as error:
+    except (ValueError, LookupError, ZeroDivisionError, StopIteration) as error:
         finding.problems.append(f"no figures follow: {type(error).__name__}: {error}")
         return
     count = 0
@@ -250,6 +254,8 @@ def _statement(
     listed = {item.name: item.digest["sha256"] for item in statement.predicate.files}
     again = make_statement(evidence, decision, listed, statement.predicate.public_key)
     _compare(finding, "attestation", _plain(statement), _plain(again))
+    digest = model_digest(evidence.base_digests, evidence.hardened_files)
+    _compare(finding, "hardened_digest", evidence.hardened_digest, digest)
 
 
 def _pages(
@@ -263,6 +269,9 @@ def _pages(
         REPORT: render_report,
         MODEL_CARD: render_model_card,
     }
+    if decision.run_id != evidence.run_id:
+        finding.note = "not asked: evidence and decision are of two runs"
+        return
     for name, render in pages.items():
         if name in contents and contents[name] != render(evidence, decision).encode():
             finding.problems.append(f"{name}: not what evidence and decision give")

@@ -30,11 +30,19 @@ def normalised(path: Path) -> str:
     return yaml.safe_dump_all(documents, sort_keys=True)
 
 
-@pytest.mark.parametrize("recipe", ["smoke", "llama3-8b"])
-def test_golden_yaml(recipe: str, tmp_path: Path) -> None:
-    """To accept a change: backburn compile -r RECIPE -o tests/pipelines/golden/RECIPE.yaml."""
-    compiled = compile_pipeline(load_recipe(recipe), tmp_path / "harden.yaml")
-    assert normalised(compiled) == normalised(GOLDEN / f"{recipe}.yaml")
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "golden"),
+    [
+        ("smoke", [], "smoke"),
+        ("llama3-8b", [], "llama3-8b"),
+        ("llama3-8b", ["audit={}"], "llama3-8b-audit"),
+    ],
+    ids=["smoke", "llama3-8b", "llama3-8b, audit"],
+)
+def test_golden_yaml(recipe: str, overrides: list[str], golden: str, tmp_path: Path) -> None:
+    """To accept a change: backburn compile -r RECIPE [--set ...] -o tests/pipelines/golden/..."""
+    compiled = compile_pipeline(load_recipe(recipe, overrides), tmp_path / "pipeline.yaml")
+    assert normalised(compiled) == normalised(GOLDEN / f"{golden}.yaml")
 
 
 def test_gpu_settings_reach_the_tasks(tmp_path: Path) -> None:
@@ -156,7 +164,7 @@ def test_mlflow_shows_one_parent_nested_steps_and_the_version(
     version = mlflow.get_model_version_by_alias("backburn-tiny-toy_kitchen", "candidate")
     evidence = runs / "one" / "evidence.json"
     assert version.tags["backburn.evidence_sha256"] == sha256_file(evidence)
-    assert version.tags["validation_status"] == "approved"
+    assert version.tags["validation_status"] == "pending"
     assert version.description.startswith("✓ Gate passed")
     assert f"models:/{version.name}/1" in version.description
     assert "builtin:tiny" in mlflow.get_registered_model(version.name).description

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from backburn.components.promotion.promoting import COPIED_TAG, Registry, copy_version
-from backburn.components.shared.consumption import pull
+from backburn.components.promotion.promoting import Registry, copy_version
+from backburn.components.shared.consumption import COPIED_TAG, pull
 from backburn.components.shared.errors import InputError, VerificationError
 
 from tests.promotion.test_promoting import NAME, OWNER, Smoke, Store

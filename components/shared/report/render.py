@@ -190,6 +190,7 @@ def _script_hashes() -> Markup:
     return Markup(" ".join(f"'sha256-{digest.decode()}'" for digest in digests))
 
 
+@cache
 def _template_environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE),
