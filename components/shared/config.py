@@ -1257,7 +1257,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
         else:
             message = item["msg"].removeprefix("Value error, ")
             given = item.get("input")
-            secret = str(item["loc"][-1]).endswith("_variable")  # perhaps the secret itself
+            secret = path.endswith("_variable")  # perhaps the secret itself
             shown = "" if secret or isinstance(given, Mapping | BaseModel) else f" (got {given!r})"
             shown = _PASSWORD.sub("//***@", shown)
             yield f"{path}: {message}{shown}"
