@@ -13,6 +13,12 @@ _LONGEST = 5000
 _GAP = "\u00a0\u00a0"
 """MLflow draws tables without space between columns."""
 
+_AUDITED = {
+    "none": "no alias moved",
+    "reported": "put on record, no alias moved",
+    "demoted": "demoted, it is no longer champion",
+}
+
 
 def run_description(evidence: Evidence, decision: Decision, pipeline_url: str | None) -> str:
     """The page of the parent run: verdict, claim, table of the gate, links.
@@ -74,6 +80,9 @@ def _verdict(evidence: Evidence, decision: Decision) -> str:
         lines.append(f"This model **{said.claim}**.")
     else:
         lines.append("\n".join(f"- {reason}" for reason in said.reasons))
+    if (audited := evidence.audited) is not None:
+        done = "nothing was written" if decision.audit is None else _AUDITED[decision.audit.action]
+        lines.append(f"An audit of version {audited.version} of {_code(audited.name)}: {done}.")
     if decision.dry_run:
         lines.append("This was a dry run: nothing was registered.")
     lines.append(comparison(evidence))

@@ -110,6 +110,7 @@ def test_a_champion_that_was_weakened_is_demoted_and_a_good_one_is_not(store: St
     assert parent.data.tags["backburn.pipeline"] == "audit"
     assert parent.data.tags["backburn.audited"] == f"models:/{NAME}/{weak}"
     assert parent.data.tags["backburn.audit_action"] == "demoted"
+    assert "no longer champion" in parent.data.tags["mlflow.note.content"]
 
     again = store.promote(weak)
     assert again.result == "rejected"
