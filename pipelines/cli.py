@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from backburn.components.shared.errors import BackburnError, InputError
-from backburn.pipelines import schedule_cli
+from backburn.pipelines import schedule_cli, submit_cli
 from rich.console import Console
 from rich.table import Table
 
@@ -39,6 +39,7 @@ app = typer.Typer(
     "seed=3",
 )
 app.add_typer(schedule_cli.app, name="schedule")
+submit_cli.add_commands(app)
 
 RecipeOption = Annotated[
     str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")

@@ -159,6 +159,19 @@ def print_summary(
         console: Where it is printed.
         before: Of the run that was judged again; what differs from it is shown beside.
     """
+    print_figures(summary, console, before)
+    console.print(f"Took {_duration(summary.seconds['total'])}. Where to look next:")
+    console.print(f"  report    {folder / 'report.html'}", highlight=False)
+    console.print(f"  evidence  {folder / 'evidence.json'}", highlight=False)
+    console.print(f"  summary   {folder / 'summary.json'}", highlight=False)
+    served = summary.tracking_uri.startswith(("http://", "https://"))
+    show = "" if served else "mlflow ui --backend-store-uri "
+    console.print(f"  MLflow    {show}{summary.tracking_uri}", highlight=False)
+    print_registry(summary, console)
+
+
+def print_figures(summary: Summary, console: Console, before: Summary | None = None) -> None:
+    """Every gated figure and the outcome; see `print_summary`."""
     style = {"passed": "bold green", "failed": "bold red", "inconclusive": "bold yellow"}
     table = Table(title=f"Run {summary.run_id}", title_justify="left")
     table.add_column("figure")
@@ -177,13 +190,10 @@ def print_summary(
     console.print(f"Gate: [{style[summary.outcome]}]{summary.outcome}[/]{then}")
     for reason in summary.reasons:
         console.print(f"  - {reason}", highlight=False)
-    console.print(f"Took {_duration(summary.seconds['total'])}. Where to look next:")
-    console.print(f"  report    {folder / 'report.html'}", highlight=False)
-    console.print(f"  evidence  {folder / 'evidence.json'}", highlight=False)
-    console.print(f"  summary   {folder / 'summary.json'}", highlight=False)
-    served = summary.tracking_uri.startswith(("http://", "https://"))
-    show = "" if served else "mlflow ui --backend-store-uri "
-    console.print(f"  MLflow    {show}{summary.tracking_uri}", highlight=False)
+
+
+def print_registry(summary: Summary, console: Console) -> None:
+    """What an audit or a registration did."""
     if summary.audit is not None:
         what = summary.audit
         words = {

@@ -1,7 +1,6 @@
 """`backburn schedule`: recurring runs on Kubeflow Pipelines."""
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,16 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from backburn.components.shared.errors import InputError
+from backburn.pipelines.kfp_options import (
+    CertificateOption,
+    EndpointOption,
+    ExperimentOption,
+    NamespaceOption,
+    RecipeOption,
+    SetOption,
+    check_config,
+    kfp_console,
+)
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,19 +33,6 @@ app = typer.Typer(
 )
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the schedule.")]
-EndpointOption = Annotated[
-    str, typer.Option("--endpoint", envvar="KFP_ENDPOINT", help="Address of the KFP API.")
-]
-NamespaceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--namespace", "-n", envvar="KFP_NAMESPACE", help="Needed if each user has a namespace."
-    ),
-]
-CertificateOption = Annotated[
-    Path | None,
-    typer.Option("--ca-cert", envvar="KFP_CA_CERT", help="Certificates (PEM) to trust for https."),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
@@ -46,16 +42,6 @@ CronOption = Annotated[
         help="When: second, minute, hour, day of month, month, day of week, such as "
         "'0 0 3 * * 1'. In the server's time zone, by default UTC."
     ),
-]
-RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="Override a setting: dotted.path=value. May be repeated."),
-]
-ExperimentOption = Annotated[
-    str | None, typer.Option(help="KFP experiment. Default: the recipe's tracking.experiment.")
 ]
 ConcurrencyOption = Annotated[
     int, typer.Option(min=1, max=10, help="Runs of this schedule at the same time.")
@@ -172,7 +158,7 @@ def _put(
     if not name.strip():
         raise InputError("NAME: a schedule needs a name")
     when = check_cron(timing.cron)
-    _check(config)
+    check_config(config)
 
     from backburn.pipelines.schedules import Wanted
 
@@ -188,7 +174,7 @@ def _put(
     )
     with _schedules(endpoint, namespace, ca_cert) as schedules:
         change = schedules.put(wanted)
-    console = _console()
+    console = kfp_console()
     console.print(f"[green]{change.result}[/] schedule {escape(name)}", highlight=False)
     _print_details(change.schedule, console)
 
@@ -210,7 +196,7 @@ def list_schedules(
     table = Table("name", "pipeline", "version", "cron", "state", "last run", "configuration")
     for item in found:
         table.add_row(*map(escape, _row(item)))
-    _console().print(table if found else "no schedules")
+    kfp_console().print(table if found else "no schedules")
 
 
 @app.command()
@@ -228,7 +214,7 @@ def show(
         typer.echo(json.dumps([item.model_dump(mode="json") for item in found], indent=2))
         return
     for item in found:
-        _print_details(item, _console())
+        _print_details(item, kfp_console())
 
 
 def _add_action(action: str, past: str, purpose: str) -> None:
@@ -241,7 +227,7 @@ def _add_action(action: str, past: str, purpose: str) -> None:
     ) -> None:
         with _schedules(endpoint, namespace, ca_cert) as schedules:
             getattr(schedules, action)(name)
-        _console().print(f"[green]{past}[/] schedule {escape(name)}", highlight=False)
+        kfp_console().print(f"[green]{past}[/] schedule {escape(name)}", highlight=False)
 
 
 _add_action("pause", "paused", "Start no more runs; those in progress go on.")
@@ -256,16 +242,6 @@ def _schedules(endpoint: str, namespace: str | None, ca_cert: Path | None) -> "I
 
     with client_of(Server(endpoint, namespace, ca_cert)) as client:
         yield Schedules(client, namespace)
-
-
-def _check(config: "RunConfig") -> None:
-    """What `backburn validate` checks."""
-    from backburn.components.data_prep.splits import run_splits
-    from backburn.components.preflight.checks import check_run
-    from backburn.components.shared.domains import load_domain
-
-    check_run(config)
-    run_splits(load_domain(config.domain), config)
 
 
 def _read(path: Path) -> str:
@@ -308,7 +284,3 @@ def _version(item: "Schedule") -> str:
 def _last(item: "Schedule") -> str:
     run = item.last_run
     return f"{run.created_at:%Y-%m-%d %H:%M} {run.state.lower()}" if run else "none yet"
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 130)

@@ -1,7 +1,6 @@
 """KFP recurring runs of the pipelines: a pinned version, and every parameter explicit."""
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,17 +10,15 @@ from typing import Any, Literal, NamedTuple
 import kfp
 import kfp_server_api
 import urllib3
-import yaml
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import BackburnError, InputError
 from backburn.components.shared.storage import canonical_json, sha256_text
-from backburn.pipelines.compilation import BUILDERS, compile_pipeline
+from backburn.pipelines.compilation import BUILDERS
 from backburn.pipelines.kfp_server import quietly
+from backburn.pipelines.uploads import DIGEST_CHARACTERS, equal, find_pipeline, upload
 from pydantic import BaseModel
 
 _PAGE = 100
-_EQUALS = 1
-_DIGEST_CHARACTERS = 16
 
 
 class LastRun(BaseModel):
@@ -82,6 +79,7 @@ class _Terms(NamedTuple):
     cron_expression: str | None
     max_concurrency: int
     no_catchup: bool
+    service_account: str | None
 
 
 class Schedules:
@@ -154,7 +152,7 @@ class Schedules:
             new = kept or self._client.create_recurring_run(
                 job_name=wanted.name,
                 description=f"recipe {Path(wanted.recipe).stem}, configuration "
-                f"{wanted.config.digest()[:_DIGEST_CHARACTERS]}",
+                f"{wanted.config.digest()[:DIGEST_CHARACTERS]}",
                 enabled=enabled,
                 **terms._asdict(),
             )
@@ -175,62 +173,27 @@ class Schedules:
 
     def _terms(self, wanted: Wanted) -> _Terms:
         """Compile, upload what is not there yet, and find the ids."""
-        with tempfile.TemporaryDirectory(prefix="backburn-schedule-") as folder:
-            package = compile_pipeline(wanted.config, Path(folder) / "pipeline.yaml")
-            documents = list(yaml.safe_load_all(package.read_text(encoding="utf-8")))
-            pipeline_id, version_id = self._upload(package, documents)
-        inputs = documents[0]["root"]["inputDefinitions"]["parameters"]
+        uploaded = upload(self._client, self._namespace, wanted.config)
         experiment = self._client.create_experiment(wanted.experiment, namespace=self._namespace)
         return _Terms(
             experiment_id=experiment.experiment_id,
-            pipeline_id=pipeline_id,
-            version_id=version_id,
-            params={name: given["defaultValue"] for name, given in inputs.items()},
+            pipeline_id=uploaded.pipeline_id,
+            version_id=uploaded.version_id,
+            params=uploaded.parameters,
             cron_expression=wanted.cron,
             max_concurrency=wanted.max_concurrency,
             no_catchup=not wanted.catch_up,
+            service_account=wanted.config.compute.service_account,
         )
-
-    def _upload(self, package: Path, documents: list[Any]) -> tuple[str, str]:
-        """Ids of the pipeline and of its version with this content; made on first use."""
-        name = documents[0]["pipelineInfo"]["name"]
-        version = f"{name}-{sha256_text(canonical_json(documents))[:_DIGEST_CHARACTERS]}"
-        found = self._find_pipeline(name)
-        if found is None:
-            found = self._client.pipelines.pipeline_service_create_pipeline(
-                kfp_server_api.V2beta1Pipeline(
-                    name=name,
-                    display_name=name,
-                    description=documents[0]["pipelineInfo"].get("description"),
-                    namespace=self._namespace,
-                )
-            )
-        pipeline_id = str(found.pipeline_id)
-        versions = self._client.list_pipeline_versions(
-            pipeline_id, filter=_equal("display_name", version)
-        ).pipeline_versions
-        uploaded = (
-            versions[0]
-            if versions
-            else self._client.upload_pipeline_version(
-                str(package), version, pipeline_id=pipeline_id
-            )
-        )
-        return pipeline_id, str(uploaded.pipeline_version_id)
-
-    def _find_pipeline(self, name: str) -> Any | None:
-        found = self._client.list_pipelines(
-            namespace=self._namespace, filter=_equal("display_name", name)
-        ).pipelines
-        return found[0] if found else None
 
     def _pipelines(self) -> dict[str, str]:
         """Id -> name of the pipelines whose recurring runs are schedules."""
-        found = map(self._find_pipeline, map(pipeline_name, BUILDERS))
+        names = map(pipeline_name, BUILDERS)
+        found = [find_pipeline(self._client, self._namespace, name) for name in names]
         return {pipeline.pipeline_id: pipeline.display_name for pipeline in found if pipeline}
 
     def _recurring_runs(self, pipelines: dict[str, str], name: str | None = None) -> Iterator[Any]:
-        given = None if name is None else _equal("display_name", name)
+        given = None if name is None else equal("display_name", name)
         for run in _pages(
             self._client.list_recurring_runs,
             "recurring_runs",
@@ -287,7 +250,7 @@ class Schedules:
             page_size=1,
             sort_by="created_at desc",
             namespace=self._namespace,
-            filter=_equal("recurring_run_id", recurring_run_id),
+            filter=equal("recurring_run_id", recurring_run_id),
         ).runs
         if not runs:
             return None
@@ -309,6 +272,7 @@ def _terms_of(run: Any) -> _Terms:
         cron_expression=cron.cron if cron else None,
         max_concurrency=int(run.max_concurrency),
         no_catchup=bool(run.no_catchup),  # the server leaves out what is false
+        service_account=run.service_account or None,
     )
 
 
@@ -332,8 +296,3 @@ def _pages(call: Callable[..., Any], items: str, **arguments: Any) -> Iterator[A
         token = answer.next_page_token
         if not token:
             return
-
-
-def _equal(key: str, value: str) -> str:
-    predicate = {"operation": _EQUALS, "key": key, "stringValue": value}
-    return json.dumps({"predicates": [predicate]})

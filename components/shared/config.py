@@ -5,7 +5,6 @@ line overrides (`--set a.b=c`) set more. `configure` reports every problem of a 
 once, each with its dotted path and what to do about it.
 """
 
-import contextlib
 import difflib
 import hashlib
 import json
@@ -30,6 +29,8 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+Quantity = Annotated[str, Field(coerce_numbers_to_str=True)]
+"""As Kubernetes writes them: 2, 500m, 12Gi."""
 Harm = Annotated[float, Field(ge=0.0, le=10.0)]
 
 BUILTIN_MODELS = ("builtin:smollm2-135m-instruct", "builtin:tiny")
@@ -1041,6 +1042,14 @@ class NotificationConfig(Section):
         return value
 
 
+class NodeRequirement(Section):
+    """One match expression of a node affinity."""
+
+    key: str = Field(description="Label of the node.")
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "In"
+    values: list[str] = Field(default_factory=list)
+
+
 class ComputeConfig(Section):
     """What a task gets on a cluster; read when the pipeline is compiled."""
 
@@ -1049,19 +1058,70 @@ class ComputeConfig(Section):
     )
     gpu_type: str = Field("nvidia.com/gpu", description="Resource name of the accelerator.")
     gpus: NonNegativeInt = Field(0, description="Accelerators for model steps; 0: CPU nodes.")
-    cpu: str = Field("2", description="CPU request of a model step.")
-    memory: str = Field("12Gi", description="Memory request and limit of a model step.")
-    node_selector: dict[str, str] = Field(default_factory=dict, description="Node labels.")
+    cpu: Quantity = Field("2", description="CPU request of a model step.")
+    memory: Quantity = Field("12Gi", description="Memory request and limit of a model step.")
+    tools_image: Annotated[str, Field(pattern=r"^\S+$")] | None = Field(
+        None, description="Image of the steps that need no accelerator; default: `image`."
+    )
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
+        None, description="Default: the cluster's."
+    )
+    image_pull_secrets: list[str] = Field(
+        default_factory=list, description="Secrets with the registry's credentials."
+    )
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="Labels of the nodes for model steps."
+    )
+    node_affinity: list[NodeRequirement] = Field(
+        default_factory=list, description="What those nodes must fulfil, all of it."
+    )
     toleration_keys: list[str] = Field(
         default_factory=list, description="Taints with effect NoSchedule that are tolerated."
     )
+    shared_memory: str | None = Field(
+        None,
+        description="Size of /dev/shm of model steps, such as 8Gi; default: the node's 64 MiB.",
+    )
+    scratch: str | None = Field(
+        None,
+        description="Size of the model steps' temporary folder, such as 4Gi, in memory: nothing of "
+        "an attack then touches a disk. Counts towards `memory`.",
+    )
+    cache_claim: str | None = Field(
+        None,
+        description="PersistentVolumeClaim for the caches of model steps (hub, converted weights).",
+    )
+    cache_size: str | None = Field(
+        None,
+        description="Instead of a claim: size of a volume for these caches that lives as long as "
+        "the task's pod.",
+    )
+    queue: str | None = Field(None, description="Kueue LocalQueue that model steps wait in.")
+    priority: str | None = Field(
+        None, description="Kueue WorkloadPriorityClass of model steps; needs `queue`."
+    )
+    timeout_hours: PositiveFloat | None = Field(
+        None, description="Longest a model step may run, retries not counted; default: no limit."
+    )
+    pod_labels: dict[str, str] = Field(default_factory=dict, description="More labels of all pods.")
     secret_name: str = Field(
         "backburn",
         description="Secret with BACKBURN_SEAL_KEY, BACKBURN_SIGNING_KEY and, optionally, MLflow "
         "and HF tokens and what the webhooks need.",
     )
+    service_account: str | None = Field(
+        None, description="Service account of the tasks' pods; default: the KFP server's choice."
+    )
     retries: NonNegativeInt = Field(1, description="Retries of a failed task on a cluster.")
     threads: NonNegativeInt = Field(0, description="CPU threads per task; 0: share the cores.")
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        if self.priority is not None and self.queue is None:
+            raise ValueError("priority is Kueue's: set `queue` too")
+        if self.cache_claim is not None and self.cache_size is not None:
+            raise ValueError("set cache_claim or cache_size, not both")
+        return self
 
 
 class RunConfig(Section):
@@ -1218,10 +1278,8 @@ def _apply_override(values: dict[str, Any], override: str) -> str | None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         return f"--set {key}: the value is not readable as YAML: {error}"
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as text; numbers in scientific notation are meant as numbers.
-        with contextlib.suppress(ValueError):
-            value = float(value)
+    if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+        value = float(value)  # YAML 1.1 reads 1e-4 as text
     *parents, last = key.strip().split(".")
     node: Any = values
     for index, part in enumerate(parents):
@@ -1278,6 +1336,7 @@ def without_password(url: str | None) -> str | None:
     return url
 
 
+_SCIENTIFIC = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+")
 _PASSWORD = re.compile(r"//[^/@:]*:[^/@]*@")
 
 
