@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from backburn.components.shared.errors import BackburnError, InputError
-from backburn.pipelines import schedule_cli, submit_cli
+from backburn.pipelines import doctor_cli, schedule_cli, submit_cli
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(schedule_cli.app, name="schedule")
 submit_cli.add_commands(app)
+doctor_cli.add_commands(app)
 
 RecipeOption = Annotated[
     str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")
@@ -85,7 +86,7 @@ ActorOption = Annotated[
 
 def _console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout  # fixed: what tasks print is redirected
-    return Console(file=stream, width=None if stream.isatty() else 110)
+    return Console(file=stream, width=None if stream.isatty() else 110, emoji=False)
 
 
 @app.command()

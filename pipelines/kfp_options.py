@@ -47,4 +47,4 @@ def check_config(config: "RunConfig") -> None:
 
 def kfp_console() -> Console:
     """A terminal's own width, else one that the tables fit in."""
-    return Console(width=None if sys.stdout.isatty() else 130)
+    return Console(width=None if sys.stdout.isatty() else 130, emoji=False)

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import kfp_server_api
 import uvicorn
@@ -35,6 +35,12 @@ _CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 500: 13}
 _SORTABLE = {"created_at", "display_name", "recurring_run_id", "run_id", "pipeline_id"}
 _FILTERED = {*_SORTABLE, "name", "experiment_id", "namespace", "state", "storage_state"}
 Record = dict[str, Any]
+
+
+class Served(Protocol):
+    """What has an application to serve."""
+
+    app: FastAPI
 
 
 class RefusedError(Exception):
@@ -585,7 +591,7 @@ def _now() -> str:
 
 
 @contextlib.contextmanager
-def serving(server: KfpServer) -> Iterator[str]:
+def serving(server: Served) -> Iterator[str]:
     """Serve on a free port of this machine; gives the endpoint."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

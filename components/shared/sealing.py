@@ -65,6 +65,15 @@ def _cipher() -> Fernet:
             f"generated. Put a "
             "key into the run's Secret (make one with `backburn seal-key`)"
         )
+    return check_key(key)
+
+
+def check_key(key: str) -> Fernet:
+    """The cipher of a key.
+
+    Raises:
+        ContainmentError: if it is no key.
+    """
     try:
         return Fernet(key)
     except ValueError as error:
