@@ -315,7 +315,7 @@ def serving_mlflow(
         settings = folder / "basic_auth.ini"
         settings.write_text(
             f"[mlflow]\ndefault_permission = READ\nadmin_username = {ADMIN}\n"
-            f"database_uri = {database.uri('auth')}\n"
+            f"database_uri = {database.uri('auth')}\nauth_cache_ttl_seconds = 60\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
             "utf-8",
         )

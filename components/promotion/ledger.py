@@ -200,7 +200,9 @@ class Ledger:
     def _write(self, event: Event) -> int:
         """Write an event; returns its number, the last one if an answer was lost on the way."""
         tags = {_EVENT_TAG: event.model_dump_json()}
-        written = self._client.create_model_version(self._ledger, source=_SOURCE, tags=tags)
+        written = self._client.create_model_version(
+            self._ledger, source=_SOURCE, tags=tags, await_creation_for=0
+        )
         return int(written.version)
 
     def settle(self) -> State:

@@ -180,7 +180,7 @@ def _doctored(evidence: Evidence) -> dict[str, Any]:
     ("variant", "reason"),
     [
         ({"change": _old}, "31.0 days old"),
-        ({"change": _future}, "days old"),
+        ({"change": _future}, "from the future"),
         ({"change": _doctored}, "coverage: states"),
         ({"key": new_key()}, "signature is not one of key"),
         ({"harm": 9.0}, "the gate's outcome is failed"),
