@@ -22,6 +22,8 @@ from backburn.components.shared.supervised import References, own_answers
 from backburn.components.shared.tiny_model import train_tiny_model
 from backburn.pipelines.recipes import load_recipe
 
+from tests.servers import Mlflow, serving_everything
+
 
 @pytest.fixture(autouse=True)
 def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +87,10 @@ def smoke_run(
         check=False,
     )
     return folder / "runs", done
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
+    """MLflow on PostgreSQL and S3, empty."""
+    with serving_everything(tmp_path_factory.mktemp("servers")) as server:
+        yield server

@@ -157,7 +157,7 @@ class ObjectStore:
             "MLFLOW_S3_ENDPOINT_URL": self.url,
         }
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Keys of all objects."""
         pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
         return [str(item["Key"]) for page in pages for item in page.get("Contents", [])]
@@ -314,8 +314,8 @@ def serving_mlflow(
     if password is not None:
         settings = folder / "basic_auth.ini"
         settings.write_text(
-            f"[mlflow]\ndefault_permission = NO_PERMISSIONS\nadmin_username = {ADMIN}\n"
-            f"database_uri = {database.uri('auth')}\n"
+            f"[mlflow]\ndefault_permission = READ\nadmin_username = {ADMIN}\n"
+            f"database_uri = {database.uri('auth')}\nauth_cache_ttl_seconds = 60\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
             "utf-8",
         )

@@ -12,18 +12,19 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import FORBIDDEN
 from typing import Literal
 from uuid import uuid4
 
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import Record
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import Field, ValidationError
 from tenacity import (
     retry,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_after_attempt,
     wait_random_exponential,
 )
@@ -32,7 +33,7 @@ CHAMPION, PREVIOUS = "champion", "previous"
 SUFFIX = ".ledger"
 _EVENT_TAG = "backburn.event"
 _LENGTH_TAG = "backburn.ledger_entries"
-_SOURCE = "backburn:event"
+_SOURCE = "backburn:/event"  # a server takes absolute paths only
 _PAGE = 200
 _ATTEMPTS = 20
 
@@ -114,7 +115,11 @@ class Ledger:
         Raises:
             InputError: if an entry is missing or unreadable: someone has tampered with it.
         """
-        least = self._length()  # before the entries, of which there may be more by then
+        return self._read()[1]
+
+    def _read(self) -> tuple[RegisteredModel, list[Entry]]:
+        """The model first, then the entries, of which there may be more by then."""
+        model = self._client.get_registered_model(self._name)
         found: list[ModelVersion] = []
         token: str | None = None
         while True:
@@ -143,12 +148,12 @@ class Ledger:
                     "ledger"
                 )
             entries.append(Entry(place, event))
-        if len(entries) < least:
+        if len(entries) < _length(model):
             raise InputError(
-                f"{self._ledger}: the last entries were deleted ({least} were written, "
+                f"{self._ledger}: the last entries were deleted ({_length(model)} were written, "
                 f"{len(entries)} are left), so nothing follows from this ledger"
             )
-        return entries
+        return model, entries
 
     def state(self) -> State:
         """What the valid events give."""
@@ -186,7 +191,9 @@ class Ledger:
             evidence_sha256=evidence_sha256,
             id=uuid4().hex,
         )
-        self.make()
+        if not seen.last:
+            self._client.set_registered_model_tag(self._name, _LENGTH_TAG, "0")  # or be refused
+            self.make()
         entry = Entry(self._write(event), event)
         self.settle()
         return entry.valid or self._counts(event)
@@ -196,7 +203,7 @@ class Ledger:
         return any(entry.valid and entry.event.id == event.id for entry in self.entries())
 
     @retry(
-        retry=retry_if_exception_type(MlflowException),
+        retry=retry_if_exception(lambda e: isinstance(e, MlflowException) and not _forbidden(e)),
         stop=stop_after_attempt(5),
         wait=wait_random_exponential(multiplier=0.1, max=2.0),
         reraise=True,
@@ -204,7 +211,9 @@ class Ledger:
     def _write(self, event: Event) -> int:
         """Write an event; returns its number, the last one if an answer was lost on the way."""
         tags = {_EVENT_TAG: event.model_dump_json()}
-        written = self._client.create_model_version(self._ledger, source=_SOURCE, tags=tags)
+        written = self._client.create_model_version(
+            self._ledger, source=_SOURCE, tags=tags, await_creation_for=0
+        )
         return int(written.version)
 
     def settle(self) -> State:
@@ -215,38 +224,43 @@ class Ledger:
         """
         refusal: MlflowException | None = None
         for _ in range(_ATTEMPTS):
-            state = self.state()
-            try:
-                self._set_length(state.last)
-                self._set_aliases(_expected(state))
-            except MlflowException as error:  # such as another's insert of the same alias
-                refusal = error
-            if self._aliases() == _expected(state) and self.state().last == state.last:
+            model, entries = self._read()
+            state = fold(entries)
+            if _aliases(model) == _expected(state) and _length(model) == state.last:
                 return state
+            try:
+                self._bring_in_line(model, state)
+            except MlflowException as error:  # such as another's insert of the same alias
+                if _forbidden(error):
+                    raise
+                refusal = error
         raise InputError(
             f"{self._name}: its aliases could not be set to what {self._ledger} gives"
             + (f": {refusal}" if refusal is not None else "; others keep deciding, try again")
         )
 
-    def _set_aliases(self, wanted: dict[str, str]) -> None:
-        known = self._aliases()
+    def _bring_in_line(self, model: RegisteredModel, state: State) -> None:
+        """Set the aliases, and note how many entries there are: none is deleted unnoticed then."""
+        if _length(model) < state.last:
+            self._client.set_registered_model_tag(self._name, _LENGTH_TAG, str(state.last))
+        known, wanted = _aliases(model), _expected(state)
         for alias in (CHAMPION, PREVIOUS):
             if alias in wanted and known.get(alias) != wanted[alias]:
                 self._client.set_registered_model_alias(self._name, alias, wanted[alias])
             elif alias in known and alias not in wanted:
                 self._client.delete_registered_model_alias(self._name, alias)
 
-    def _set_length(self, entries: int) -> None:
-        """Note on the model how many entries there are, so that none can be deleted unnoticed."""
-        if self._length() < entries:
-            self._client.set_registered_model_tag(self._name, _LENGTH_TAG, str(entries))
 
-    def _length(self) -> int:
-        return int(self._client.get_registered_model(self._name).tags.get(_LENGTH_TAG, 0))
+def _forbidden(error: MlflowException) -> bool:
+    return bool(error.get_http_status_code() == FORBIDDEN)
 
-    def _aliases(self) -> dict[str, str]:
-        found = self._client.get_registered_model(self._name).aliases
-        return {a: str(version) for a, version in found.items() if a in (CHAMPION, PREVIOUS)}
+
+def _length(model: RegisteredModel) -> int:
+    return int(model.tags.get(_LENGTH_TAG, 0))
+
+
+def _aliases(model: RegisteredModel) -> dict[str, str]:
+    return {a: str(version) for a, version in model.aliases.items() if a in (CHAMPION, PREVIOUS)}
 
 
 def fold(entries: Sequence[Entry]) -> State:

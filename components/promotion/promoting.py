@@ -126,8 +126,7 @@ class Registry:
         """
         version = find_version(self._client, reference)
         number = str(version.version)
-        if number not in self.ledger.state().pending:
-            raise InputError(f"{reference}: version {number} does not wait for approval")
+        self._require_pending(number, self.ledger.state())
         asked = [
             entry.event.actor
             for entry in self.ledger.entries()
@@ -147,10 +146,17 @@ class Registry:
         """Make the previous champion champion again.
 
         Raises:
-            InputError: if there is no champion or no previous one.
+            InputError: if there is no champion or no previous one, or the champion is another by
+                the time it is decided.
         """
+        meant = self.ledger.state().champion
         for _ in range(_ATTEMPTS):
             state = self.ledger.state()
+            if state.champion != meant:
+                raise InputError(
+                    f"{self._name}: the champion was version {meant} and is version "
+                    f"{state.champion} now; look at the ledger, then decide again"
+                )
             if state.champion is None or state.previous is None:
                 raise InputError(f"{self._name}: there is no previous champion to go back to")
             if state.previous in state.condemned:
@@ -192,6 +198,10 @@ class Registry:
             return AuditOutcome(name=self._name, version=version, action=done, champion=champion)
         raise _busy(self._name)
 
+    def _require_pending(self, number: str, state: State) -> None:
+        if number not in state.pending:
+            raise InputError(f"{self._name}: version {number} does not wait for approval")
+
     def _decide(
         self, number: str, examined: _Examined, terms: Terms, approved_by: str | None
     ) -> Promotion:
@@ -199,6 +209,8 @@ class Registry:
             state = self.ledger.state()
             if state.champion == number:
                 return Promotion("unchanged", number, [], None, self.ledger.settle())
+            if approved_by is not None:
+                self._require_pending(number, state)
             comparison, reasons = self._against_champion(examined, state, terms)
             if number in state.condemned:
                 reasons.append(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from backburn.components.shared.config import SWEEP_WORST, RunConfig
+from backburn.components.shared.config import SWEEP_WORST, AttackArmConfig, RunConfig
 from backburn.components.shared.evidence import ArmRecord, Check, Decision, Evidence, Outcome
 from backburn.components.shared.storage import canonical_json, sha256_text
 
@@ -64,6 +64,7 @@ def gate_checks(evidence: Evidence, config: RunConfig) -> list[Check]:
     """Every check, passed or not, in the order a reader asks."""
     gate = config.gate
     controls = [arm for arm in evidence.arms if arm.role == "control"]
+    configured = {(arm.arm, arm.seed) for arm in controls if _as_configured(arm, config)}
     hardened = [arm for arm in evidence.arms if arm.role == "hardened"]
     planned = {(arm.name, seed) for arm in config.attack.arms for seed in arm.seeds}
     trials = config.attack.sweep.trials
@@ -87,7 +88,7 @@ def gate_checks(evidence: Evidence, config: RunConfig) -> list[Check]:
             "control",
             ">=",
             len(planned_controls),
-            len({(arm.arm, arm.seed) for arm in controls} & planned_controls),
+            len(configured & planned_controls),
         ),
         _check(
             "control_start_harm",
@@ -370,12 +371,22 @@ def _upper_peak(arm: ArmRecord) -> float | None:
     return max(point.high for point in arm.curve if point.high is not None)
 
 
+def _as_configured(arm: ArmRecord, config: RunConfig) -> bool:
+    """Whether an arm has the recipe of its name; the sweep chose its own."""
+    recipe = _recipe(arm, config)
+    if recipe is None:
+        return arm.arm == SWEEP_WORST
+    return arm.recipe == recipe.model_dump(mode="json")
+
+
+def _recipe(arm: ArmRecord, config: RunConfig) -> AttackArmConfig | None:
+    return next((item for item in config.attack.arms if item.name == arm.arm), None)
+
+
 def _complete(arm: ArmRecord, config: RunConfig) -> bool:
-    """Whether an arm ran its whole budget as configured; the sweep chose its own recipe."""
-    recipe = next((item for item in config.attack.arms if item.name == arm.arm), None)
-    if recipe is not None and arm.recipe != recipe.model_dump(mode="json"):
+    """Whether an arm ran its whole budget as configured."""
+    if not _as_configured(arm, config):
         return False
-    if recipe is None and arm.arm != SWEEP_WORST:
-        return False
+    recipe = _recipe(arm, config)
     steps = config.attack.sweep.steps if recipe is None else recipe.steps
     return arm.steps_run >= steps and any(point.step == steps for point in arm.curve)

@@ -5,6 +5,7 @@ by the key that is trusted. So what a case shows is that this one rule holds.
 """
 
 import base64
+import copy
 import itertools
 import json
 import shutil
@@ -132,6 +133,20 @@ def shortened(observed: Json) -> None:
     arm["steps"] = {name: values[:150] for name, values in arm["steps"].items()}
 
 
+def one_more(settings: Json) -> None:
+    """Plan a second control."""
+    settings["attack"]["arms"][0]["control_seeds"] = [0, 1]
+
+
+def its_twin(observed: Json) -> None:
+    """Have a second control, attacked in another way than the configuration says."""
+    twin = copy.deepcopy(arms(observed, "control")[0])
+    twin["seed"], twin["recipe"]["learning_rate"] = 1, 1.0
+    observed["arms"].append(twin)
+    for arm in observed["arms"]:
+        arm["recipe"]["control_seeds"] = [0, 1]
+
+
 def weaker_recipe(observed: Json) -> None:
     for arm in arms(observed, "hardened"):
         arm["recipe"]["learning_rate"] /= 100
@@ -221,6 +236,11 @@ PAID = {
 }  # fmt: skip
 GATE = [
     ("control_arms", Flaw(observe=no_arms("control")), "control arms that ran is 0, below"),
+    (
+        "control_arms",
+        Flaw(configure=one_more, observe=its_twin),
+        "control arms that ran is 1, below the limit of 2",
+    ),
     (
         "control_start_harm",
         Flaw(observe=scored("control", 0, 9.0)),
