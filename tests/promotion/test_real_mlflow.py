@@ -530,6 +530,21 @@ def test_a_token_goes_with_every_request(held: Shelf, mlflow_server: Mlflow,
     assert token not in pulled.stdout + pulled.stderr + wrong.stderr
 
 
+def test_a_copy_is_promoted_and_pulled_in_its_own_model(
+    held: Shelf, mlflow_server: Mlflow, tmp_path: Path
+) -> None:
+    user, key = User(tmp_path, mlflow_server.url), str(held.folder / "backburn.pem")
+    copied = user("copy", held.reference("1"), "--to", "production", "--key", key)
+    assert copied.returncode == 0, copied.stdout + copied.stderr
+    promoted = user("promote", "models:/production@candidate", "--key", key)
+    assert promoted.returncode == 0, promoted.stdout + promoted.stderr
+    pulled = user("pull", "models:/production@champion", "--key", key, "-o", "model")
+    assert pulled.returncode == 0, pulled.stderr
+    tags = held.client.get_model_version("production", "1").tags
+    assert tags["backburn.copied_from"] == held.reference("1")
+    assert aliases(held.client, "production") == {"candidate": "1", "champion": "1"}
+
+
 def test_a_server_that_does_not_start_is_said_so(mlflow_server: Mlflow, tmp_path: Path) -> None:
     broken = dataclasses.replace(mlflow_server.store.server, command=["false"], log=tmp_path / "l")
     broken = dataclasses.replace(broken, ready=lambda: False, _process=None)
