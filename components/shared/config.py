@@ -1218,8 +1218,9 @@ def _apply_override(values: dict[str, Any], override: str) -> str | None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         return f"--set {key}: the value is not readable as YAML: {error}"
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as text; numbers in scientific notation are meant as numbers.
+    if value == text.strip():
+        # YAML 1.1 reads 1e-4 as text; numbers in scientific notation are meant as numbers, unless
+        # they are quoted.
         with contextlib.suppress(ValueError):
             value = float(value)
     *parents, last = key.strip().split(".")
