@@ -24,6 +24,7 @@ NAMESPACED = {
     "ConfigMap", "Deployment", "Job", "LocalQueue", "NetworkPolicy", "PersistentVolumeClaim",
     "ResourceQuota", "Role", "RoleBinding", "Service", "ServiceAccount",
 }  # fmt: skip
+AUDIT = {"name": "x", "pipeline": "audit", "recipe": "laptop", "cron": "@daily"}
 every_case = pytest.mark.parametrize("values", CASES.values(), ids=CASES)
 
 
@@ -227,6 +228,11 @@ def test_a_claim_that_exists_is_not_made() -> None:
         ({"networkPolicy": {"dns": {"to": [{"cidr": "x"}]}}}, "additional properties 'cidr'"),
         ({"tracking": {"uri": "https://me:secret@mlflow"}}, "/tracking/uri"),
         ({"schedules": [{"name": "x", "pipeline": "harden", "recipe": "y"}]}, "cron"),
+        ({"schedules": [{**AUDIT, "cron": "0 3 * * *"}]}, "/schedules/0/cron"),
+        ({"schedules": [AUDIT]}, "needs to know whose signature counts: set publicKey"),
+        ({"schedules": [{**AUDIT, "anyKey": True}] * 2}, 'the name "x" is used twice'),
+        ({"schedules": [{**AUDIT, "pipeline": "harden", "model": "m"}]}, '"x" hardens'),
+        ({"networkPolicy": {"extraEgress": [{"ports": [{"port": 443}]}]}}, "'to'"),
     ],
 )
 def test_wrong_values_are_refused_with_the_setting_s_name(values: Values, message: str) -> None:
