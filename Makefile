@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
-.PHONY: help setup run smoke test lint types wheel clean
+.PHONY: help setup run smoke test lint types wheel chart-readme chart-scan clean
 
 help:  ## Show this help
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: $(STAMP)  ## Make .venv with Backburn and what it needs
 
@@ -44,6 +44,15 @@ types: setup  ## mypy --strict
 
 wheel: setup  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist .
+
+chart-readme: setup  ## Write the table of values into the chart's README
+	$(BIN)/python -m tests.charts.values_table
+
+chart-scan: setup  ## Scan what the chart renders with checkov, in an environment of its own
+	$(PYTHON) -m venv build/checkov || python3 -m venv build/checkov
+	build/checkov/bin/pip install --quiet checkov==3.3.30
+	$(BIN)/python -m tests.charts.rendering build/chart
+	build/checkov/bin/checkov --config-file charts/backburn/.checkov.yaml --directory build/chart
 
 clean:  ## Remove what was built; runs/ and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

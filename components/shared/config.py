@@ -1278,7 +1278,8 @@ def _apply_override(values: dict[str, Any], override: str) -> str | None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         return f"--set {key}: the value is not readable as YAML: {error}"
-    if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+    unquoted = value == text.strip()
+    if isinstance(value, str) and unquoted and _SCIENTIFIC.fullmatch(value):
         value = float(value)  # YAML 1.1 reads 1e-4 as text
     *parents, last = key.strip().split(".")
     node: Any = values

@@ -150,3 +150,8 @@ def test_a_tracking_server_with_a_password_is_refused_without_showing_it(
         with pytest.raises(InputError, match="must not hold a password") as caught:
             asks(load_recipe("smoke"))
         assert "hidden" not in str(caught.value)
+
+
+def test_a_quoted_number_stays_text() -> None:
+    config = configure({}, ['gate.version="2"', "gate.slip_rate_max=1e-5"], "recipe")
+    assert (config.gate.version, config.gate.slip_rate_max) == ("2", 1e-5)
