@@ -23,7 +23,7 @@ from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import Decision
 from backburn.components.shared.storage import write_json
 from backburn.components.shared.tracking import StepRun, client, open_parent
-from backburn.pipelines.compilation import compile_harden
+from backburn.pipelines.compilation import compile_pipeline
 from backburn.pipelines.recipes import load_recipe
 from kfp import dsl
 from mlflow.tracking import MlflowClient
@@ -479,7 +479,7 @@ def test_only_the_notification_task_gets_the_webhooks(tmp_path: Path) -> None:
     import yaml
 
     overrides = ["notification.webhooks=[{}, {url_variable: SLACK_URL, format: slack}]"]
-    compiled = compile_harden(load_recipe("smoke", overrides), tmp_path / "harden.yaml")
+    compiled = compile_pipeline(load_recipe("smoke", overrides), tmp_path / "harden.yaml")
     _, platform = yaml.safe_load_all(compiled.read_text("utf-8"))
     tasks = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     holders: dict[str, set[str]] = {}
