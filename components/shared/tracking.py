@@ -50,6 +50,7 @@ _TITLES = {
     "baseline": "3 Align baseline",
     "rl_attack control": "4 Attack the unhardened model",
     "defense_training": "5 Harden",
+    "audited_model": "5 Fetch the model",
     "certification": "6 Certify",
     "rl_attack hardened": "7 Attack the hardened model",
     "judge_evaluation": "8 Judge",

@@ -134,7 +134,8 @@ def test_a_failing_step_leaves_its_name_and_the_errors_class(store: Store) -> No
 def test_every_step_has_a_title_in_the_pipelines_order() -> None:
     tracked = [step for step in STEPS if step not in ("notification", "rl_attack")]
     tracked += ["rl_attack control", "rl_attack hardened"]
-    titles = sorted(title_of(step) for step in tracked)
-    assert [title.split()[0] for title in titles] == [str(n) for n in range(1, len(tracked) + 1)]
+    for other in ("audited_model", "defense_training"):  # one of them in each pipeline
+        numbers = sorted(int(title_of(step).split()[0]) for step in tracked if step != other)
+        assert numbers == list(range(1, len(tracked)))
     assert title_of("rl_attack control paper/0") == "4 Attack the unhardened model: paper/0"
     assert title_of("another") == "another"
