@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
+TEST_WORKERS ?= 2
 
 .PHONY: help setup run smoke test lint types wheel chart-readme chart-scan clean
 
@@ -29,7 +30,7 @@ smoke: setup  ## The same pipeline on a tiny model, in about a minute
 	$(BIN)/backburn run --recipe smoke
 
 test: setup lint types  ## Lint, type-check and test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .
