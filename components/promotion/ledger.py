@@ -88,6 +88,18 @@ class State:
     """Versions whose last audit that decided failed."""
 
 
+def _forbidden(error: MlflowException) -> bool:
+    return bool(error.get_http_status_code() == FORBIDDEN)
+
+
+_patiently = retry(
+    retry=retry_if_exception(lambda e: isinstance(e, MlflowException) and not _forbidden(e)),
+    stop=stop_after_attempt(5),
+    wait=wait_random_exponential(multiplier=0.1, max=2.0),
+    reraise=True,
+)
+
+
 class Ledger:
     """Events of one registered model."""
 
@@ -192,7 +204,7 @@ class Ledger:
             id=uuid4().hex,
         )
         if not seen.last:
-            self._client.set_registered_model_tag(self._name, _LENGTH_TAG, "0")  # or be refused
+            self._claim()
             self.make()
         entry = Entry(self._write(event), event)
         self.settle()
@@ -202,12 +214,15 @@ class Ledger:
         """Whether an event counts that was written twice, because the first answer was lost."""
         return any(entry.valid and entry.event.id == event.id for entry in self.entries())
 
-    @retry(
-        retry=retry_if_exception(lambda e: isinstance(e, MlflowException) and not _forbidden(e)),
-        stop=stop_after_attempt(5),
-        wait=wait_random_exponential(multiplier=0.1, max=2.0),
-        reraise=True,
-    )
+    @_patiently
+    def _claim(self) -> None:
+        """Write to the model first: who may not is refused before there is a ledger.
+
+        Of two that do so at once, a database can refuse one; it comes again.
+        """
+        self._client.set_registered_model_tag(self._name, _LENGTH_TAG, "0")
+
+    @_patiently
     def _write(self, event: Event) -> int:
         """Write an event; returns its number, the last one if an answer was lost on the way."""
         tags = {_EVENT_TAG: event.model_dump_json()}
@@ -249,10 +264,6 @@ class Ledger:
                 self._client.set_registered_model_alias(self._name, alias, wanted[alias])
             elif alias in known and alias not in wanted:
                 self._client.delete_registered_model_alias(self._name, alias)
-
-
-def _forbidden(error: MlflowException) -> bool:
-    return bool(error.get_http_status_code() == FORBIDDEN)
 
 
 def _length(model: RegisteredModel) -> int:

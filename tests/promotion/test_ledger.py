@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 
 NAME = "backburn-model-domain"
 RACES = 30
+FIRST_RACES = 6
 
 
 def registry(folder: Path, versions: int) -> tuple[str, Ledger, MlflowClient]:
@@ -147,3 +148,27 @@ def test_a_missing_model_is_said_so(tmp_path: Path) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     with pytest.raises(MlflowException, match="absent"):
         Ledger(client, "absent").settle()
+
+
+def test_first_decisions_at_once_are_refused_by_no_database(tmp_path: Path) -> None:
+    for number in range(FIRST_RACES):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        uri, ledger, _ = registry(folder, 2)
+        seen, start = ledger.state(), threading.Barrier(2)
+        counted: list[bool] = []
+
+        def promote(version: str, uri: str = uri, seen: State = seen,
+                    start: threading.Barrier = start,
+                    counted: list[bool] = counted) -> None:  # fmt: skip
+            mine = Ledger(MlflowClient(tracking_uri=uri), NAME)
+            start.wait()
+            counted.append(mine.append("promoted", version, seen, f"racer {version}"))
+
+        threads = [threading.Thread(target=promote, args=(version,)) for version in ("1", "2")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(counted) == [False, True], number
+        assert len(ledger.entries()) == 2
