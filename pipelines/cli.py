@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from backburn.components.shared.errors import BackburnError, InputError
 from backburn.pipelines import doctor_cli, schedule_cli, submit_cli
+from backburn.pipelines.kfp_options import RecipeOption, SetOption
 from rich.console import Console
 from rich.table import Table
 
@@ -42,13 +43,6 @@ app.add_typer(schedule_cli.app, name="schedule")
 submit_cli.add_commands(app)
 doctor_cli.add_commands(app)
 
-RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="Override a setting: dotted.path=value. May be repeated."),
-]
 RunIdOption = Annotated[
     str | None,
     typer.Option(help="Id of the run; must be new. Default: a name, time and four digits."),
@@ -222,21 +216,11 @@ def audit(
     arms, judged and gated like a new one. A champion that fails gives its alias to the previous
     one. Exit code: 0 it holds, 1 it failed or nothing follows, 2 bad input.
     """
-    from backburn.components.shared.config import AuditConfig
     from backburn.components.shared.consumption import find_version
-    from backburn.pipelines.recipes import load_recipe
+    from backburn.pipelines.audit_options import load_audit
     from mlflow.tracking import MlflowClient
 
-    config = load_recipe(recipe, overrides or [])
-    settings = config.audit or AuditConfig()
-    if settings.trusted_key is None or key is not None:
-        _say_whose_signature(key, any_key)
-    changes = {
-        "model": reference or settings.model,
-        "on_failure": "report" if report_only else settings.on_failure,
-        "trusted_key": settings.trusted_key if key is None else _read_key(key),
-    }
-    config = config.model_copy(update={"audit": AuditConfig(**changes)})
+    config = load_audit(recipe, overrides or [], reference, key, any_key, report_only)
     store = _store(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"), runs)
     find_version(MlflowClient(tracking_uri=store), config.audited_reference)
     _run_here(config, f"audit-{Path(recipe).stem}", runs, run_id)

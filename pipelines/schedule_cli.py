@@ -114,23 +114,9 @@ def audit(
     ca_cert: CertificateOption = None,
 ) -> None:
     """Create or update a schedule that attacks a registered model again."""
-    from backburn.pipelines.recipes import load_recipe
+    from backburn.pipelines.audit_options import load_audit
 
-    given = list(overrides or [])
-    if load_recipe(recipe, given).audit is None:
-        given.append("audit={}")
-    if reference is not None:
-        given.append(f"audit.model={json.dumps(reference)}")
-    if key is not None:
-        given.append(f"audit.trusted_key={json.dumps(_read(key))}")
-    if report_only:
-        given.append("audit.on_failure=report")
-    config = load_recipe(recipe, given)
-    if config.audit is not None and (config.audit.trusted_key is None) != any_key:
-        raise InputError(
-            "say whose signature counts: --key with a public key (or audit.trusted_key in the "
-            "recipe), or --any-key to trust whoever signed"
-        )
+    config = load_audit(recipe, overrides or [], reference, key, any_key, report_only)
     timing = _Timing(cron, experiment, max_concurrency, catch_up, enabled)
     _put(name, recipe, config, timing, endpoint, namespace, ca_cert)
 
@@ -242,13 +228,6 @@ def _schedules(endpoint: str, namespace: str | None, ca_cert: Path | None) -> "I
 
     with client_of(Server(endpoint, namespace, ca_cert)) as client:
         yield Schedules(client, namespace)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--key {path}: cannot be read: {error}") from error
 
 
 def _row(item: "Schedule") -> list[str]:

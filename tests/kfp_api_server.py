@@ -7,19 +7,14 @@ text, whole numbers without a fraction, gRPC's error bodies.
 
 import asyncio
 import base64
-import contextlib
 import json
 import re
-import socket
-import threading
-import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import kfp_server_api
-import uvicorn
 import yaml
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -35,12 +30,6 @@ _CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 500: 13}
 _SORTABLE = {"created_at", "display_name", "recurring_run_id", "run_id", "pipeline_id"}
 _FILTERED = {*_SORTABLE, "name", "experiment_id", "namespace", "state", "storage_state"}
 Record = dict[str, Any]
-
-
-class Served(Protocol):
-    """What has an application to serve."""
-
-    app: FastAPI
 
 
 class RefusedError(Exception):
@@ -588,22 +577,3 @@ def _error(status: int, message: str) -> Response:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
-
-
-@contextlib.contextmanager
-def serving(server: Served) -> Iterator[str]:
-    """Serve on a free port of this machine; gives the endpoint."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    config = uvicorn.Config(server.app, host="127.0.0.1", port=port, log_level="critical")
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        running.should_exit = True
-        thread.join(10)

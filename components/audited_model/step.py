@@ -10,7 +10,7 @@ from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import AuditedRecord, DataRecord, Evidence
 from backburn.components.shared.step import open_step
 from backburn.components.shared.storage import write_json
-from backburn.components.shared.tracking import tracking_uri
+from backburn.components.shared.tracking import AUDITED_TAG, tracking_uri
 
 _TRAINED_ON = ("defence", "validation", "near_miss_defence", "benign_defence")
 
@@ -67,7 +67,7 @@ def run(
             run_id=evidence.run_id,
             evidence_sha256=pulled.evidence_sha256,
         )
-        step.tracking.parent_tags({"backburn.audited": f"models:/{found.name}/{found.version}"})
+        step.tracking.parent_tags({AUDITED_TAG: f"models:/{found.name}/{found.version}"})
         step.tracking.parameters({"audited": found.model_dump()})
         metadata: dict[str, str | float] = {
             "seconds": step.seconds,

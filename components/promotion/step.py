@@ -26,6 +26,7 @@ from backburn.components.shared.signing import require_key
 from backburn.components.shared.step import open_step
 from backburn.components.shared.storage import sha256_file, write_bytes, write_json
 from backburn.components.shared.tracking import (
+    AUDIT_ACTION_TAG,
     CLAIM_TAG,
     DESCRIPTION_TAG,
     OUTCOME_TAG,
@@ -110,7 +111,7 @@ def run(
         if found.audited is not None and config.audit is not None and not decided.dry_run:
             outcome = settle_audit(found, found.audited, decided, config, config.audit)
             decided = decided.model_copy(update={"audit": outcome})
-            step.tracking.parent_tags({"backburn.audit_action": outcome.action})
+            step.tracking.parent_tags({AUDIT_ACTION_TAG: outcome.action})
         elif decided.outcome == "passed" and not decided.dry_run:
             registration = register(hardened, found, decided, config, step.tracking.parent_id)
             decided = decided.model_copy(update={"registration": registration})

@@ -20,8 +20,9 @@ from backburn.pipelines.cron import check_cron
 from backburn.pipelines.recipes import load_recipe
 
 from tests.charts.rendering import CASES, HOOKED, PUBLIC_KEY, Values, named, render
-from tests.kfp_api_server import KfpServer, serving
+from tests.kfp_api_server import KfpServer
 from tests.servers import free_ports
+from tests.serving import serving
 
 
 def scripts(values: Values, folder: Path) -> dict[str, str]:

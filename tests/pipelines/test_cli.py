@@ -103,3 +103,20 @@ def test_help_teaches_and_domains_are_listed(tmp_path: Path) -> None:
 def test_schemas_are_published(tmp_path: Path) -> None:
     for kind in ("config", "evidence", "decision", "summary"):
         assert "properties" in json.loads(backburn("schema", kind, cwd=tmp_path).stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-model", "--any-key"], "audit.model: "),
+        (["--key", "absent.pem"], "--key absent.pem: cannot be read"),
+        ([], "say whose signature counts"),
+        (["models:/m@champion", "--any-key"], "no MLflow server"),
+    ],
+)
+def test_an_audit_s_bad_input(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = backburn("audit", "-r", "smoke", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()

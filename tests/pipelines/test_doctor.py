@@ -13,8 +13,9 @@ from backburn.pipelines import cli
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from tests.kfp_api_server import KfpServer, serving
+from tests.kfp_api_server import KfpServer
 from tests.kubernetes_api_server import KubernetesServer, node
+from tests.serving import serving
 
 TOKEN = "a-secret-token"
 SEAL_KEY, SIGNING_KEY = sealing.new_key(), signing.new_key()

@@ -23,7 +23,8 @@ from backburn.pipelines.schedules import pipeline_name
 from fastapi.responses import HTMLResponse, RedirectResponse
 from kfp import compiler, dsl
 
-from tests.kfp_api_server import KfpServer, serving
+from tests.kfp_api_server import KfpServer
+from tests.serving import serving
 
 CRON = "0 0 3 * * 1"
 OWN_ID = "{{$.pipeline_job_uuid}}"

@@ -15,7 +15,8 @@ from backburn.components.shared.tracking import PIPELINE_STEP, RUN_TAG, STEP_TAG
 from backburn.pipelines import cli, submission
 from mlflow.tracking import MlflowClient
 
-from tests.kfp_api_server import KfpServer, serving
+from tests.kfp_api_server import KfpServer
+from tests.serving import serving
 
 PATIENCE_SECONDS = 60.0
 

@@ -4,15 +4,14 @@ import asyncio
 import contextlib
 import json
 import re
-import socket
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request, Response
+
+from tests.serving import serving as serve
 
 HANG_SECONDS = 8.0
 _DATA = re.compile(r"^\{.*\}$", re.MULTILINE)
@@ -125,17 +124,5 @@ class JudgeServer:
 @contextlib.contextmanager
 def serving(server: JudgeServer) -> Iterator[str]:
     """Serve on a free port of this machine; gives the base URL."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    config = uvicorn.Config(server.app, host="127.0.0.1", port=port, log_level="critical")
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        running.should_exit = True
-        thread.join(10)
+    with serve(server) as url:
+        yield f"{url}/v1"
