@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 TEST_WORKERS ?= 2
+DOCKER ?= docker
+IMAGES ?= train tools
+DOCKER_BUILD_OPTIONS ?=
 
-.PHONY: help setup run smoke test lint types wheel chart-readme chart-scan clean
+.PHONY: help setup run smoke test lint types wheel images test-images locks chart-readme chart-scan clean
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -32,9 +35,10 @@ smoke: setup  ## The same pipeline on a tiny model, in about a minute
 test: setup lint types  ## Lint, type-check and test
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
-lint: setup  ## ruff
+lint: setup  ## ruff, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint docker/Dockerfile
 
 # mypy follows neither kind of editable install; a tree of links shows it the package as it is imported.
 types: setup  ## mypy --strict
@@ -45,6 +49,20 @@ types: setup  ## mypy --strict
 
 wheel: setup  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist .
+
+images:  ## Build the images; needs a Docker engine (docker/README.md)
+	for image in $(IMAGES); do \
+	  DOCKER_BUILDKIT=1 $(DOCKER) build $(DOCKER_BUILD_OPTIONS) --file docker/Dockerfile --build-arg IMAGE=$$image \
+	    --build-arg REVISION=$$(git rev-parse HEAD) --tag backburn/$$image:0.1.0 . || exit 1; \
+	done
+
+test-images: setup  ## Run the smoke pipeline in the built images, and try what a container may not do
+	$(BIN)/python -m pytest tests/images --images
+
+locks: setup  ## Write the images' lock files anew
+	$(PYTHON) -m venv build/uv || python3 -m venv build/uv
+	build/uv/bin/pip install --quiet 'uv>=0.9'
+	PATH=$$PWD/build/uv/bin:$$PATH docker/lock.sh
 
 chart-readme: setup  ## Write the table of values into the chart's README
 	$(BIN)/python -m tests.charts.values_table

@@ -13,6 +13,7 @@ import typer
 from backburn.components.shared.errors import BackburnError, InputError
 from backburn.pipelines import doctor_cli, schedule_cli, submit_cli
 from backburn.pipelines.kfp_options import RecipeOption, SetOption
+from backburn.pipelines.local_options import NO_NETWORK, NetworkOption, Runner, RunnerOption
 from rich.console import Console
 from rich.table import Table
 
@@ -89,6 +90,8 @@ def run(
     overrides: SetOption = None,
     runs: RunsOption = Path("runs"),
     run_id: RunIdOption = None,
+    runner: RunnerOption = Runner.PROCESS,
+    network: NetworkOption = NO_NETWORK,
 ) -> None:
     """Run the whole pipeline on this machine: harden, certify, attack, judge, gate.
 
@@ -99,10 +102,23 @@ def run(
     from backburn.pipelines.recipes import load_recipe
 
     config = load_recipe(recipe, overrides or [])
-    _run_here(config, Path(recipe).stem, runs, run_id)
+    if runner is Runner.DOCKER:
+        from backburn.pipelines.containers import check_containers
+
+        check_containers(config)
+    elif network != NO_NETWORK:
+        raise InputError("--network: only containers have one; add --runner docker")
+    _run_here(config, Path(recipe).stem, runs, run_id, runner, network)
 
 
-def _run_here(config: "RunConfig", title: str, runs: Path, run_id: str | None) -> None:
+def _run_here(
+    config: "RunConfig",
+    title: str,
+    runs: Path,
+    run_id: str | None,
+    runner: Runner = Runner.PROCESS,
+    network: str = NO_NETWORK,
+) -> None:
     """Check a configuration, run its pipeline on this machine, and leave with its exit code."""
     from backburn.components.preflight.checks import check_run
 
@@ -119,12 +135,12 @@ def _run_here(config: "RunConfig", title: str, runs: Path, run_id: str | None) -
 
     check_server(config)
 
-    from backburn.pipelines import runner
     from backburn.pipelines.console import Watcher, print_summary
+    from backburn.pipelines.runner import make_run_folder, new_run_id, run_local
 
-    identity = run_id or runner.new_run_id(title)
+    identity = run_id or new_run_id(title)
     try:
-        folder = runner.make_run_folder(runs, identity, config)
+        folder = make_run_folder(runs, identity, config)
     except FileExistsError as error:
         raise InputError(
             f"--run-id {identity}: {runs / identity} exists already; runs never share a folder"
@@ -135,9 +151,9 @@ def _run_here(config: "RunConfig", title: str, runs: Path, run_id: str | None) -
     )
     console.print(f"Folder {folder.root}; log {folder.log}", highlight=False)
     watcher = Watcher(folder.events, console)
-    _end_on_interrupt(folder, watcher)
+    _end_on_interrupt(folder, watcher, runner)
     with watcher:
-        summary = runner.run_local(config, identity, folder)
+        summary = run_local(config, identity, folder, runner, network)
     print_summary(summary, folder.root, console)
     raise typer.Exit(summary.exit_code)
 
@@ -729,8 +745,11 @@ def _require_key_to_keep(config: "RunConfig") -> None:
         )
 
 
-def _end_on_interrupt(folder: "RunFolder", watcher: "Watcher") -> None:
+def _end_on_interrupt(
+    folder: "RunFolder", watcher: "Watcher", runner: Runner = Runner.PROCESS
+) -> None:
     """Let SIGINT and SIGTERM end the tasks and the command, and leave no result."""
+    from backburn.pipelines.containers import stop_containers
     from backburn.pipelines.runner import discard_unfinished
     from backburn.pipelines.warm_start import stop_tasks
 
@@ -740,6 +759,8 @@ def _end_on_interrupt(folder: "RunFolder", watcher: "Watcher") -> None:
         # Here and not by an exception: one raised in a library's callback or thread can be lost.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if runner is Runner.DOCKER:
+            stop_containers(folder.root.name)
         stop_tasks()
         watcher.__exit__(None, None, None)  # gives the terminal its cursor back
         discard_unfinished(folder)

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ from backburn.components.shared.progress import EVENTS_VARIABLE
 from backburn.components.shared.storage import write_bytes, write_json
 from backburn.components.shared.tracking import URI_VARIABLE, open_parent
 from backburn.pipelines.compilation import compile_pipeline
+from backburn.pipelines.containers import container_tasks
+from backburn.pipelines.local_options import NO_NETWORK, Runner
 from backburn.pipelines.warm_start import warm_tasks
 
 _RESULTS = (*FILES, ATTESTATION)
@@ -88,13 +91,21 @@ def make_run_folder(runs: Path, run_id: str, config: RunConfig) -> RunFolder:
     return folder
 
 
-def run_local(config: RunConfig, run_id: str, folder: RunFolder) -> Summary:
+def run_local(
+    config: RunConfig,
+    run_id: str,
+    folder: RunFolder,
+    runner: Runner = Runner.PROCESS,
+    network: str = NO_NETWORK,
+) -> Summary:
     """Compile and run the pipeline; results are copied into the run's folder at the end.
 
     Args:
         config: Validated configuration.
         run_id: Id of the run.
         folder: Made by `make_run_folder`.
+        runner: What each task runs in.
+        network: Docker network of containers, those of attacks excepted.
 
     Returns:
         The summary, as written.
@@ -108,10 +119,18 @@ def run_local(config: RunConfig, run_id: str, folder: RunFolder) -> Summary:
     start = time.perf_counter()
     here = config.compute.model_copy(update={"retries": 0})  # a local failure is not a lost node
     compile_pipeline(config.model_copy(update={"compute": here}), folder.pipeline, run_id)
-    with task_environment(folder), quiet(folder.log), warm_tasks(folder.log):
+    with task_environment(folder), quiet(folder.log), ExitStack() as tasks:
         open_parent(config, run_id, artifact_root=folder.root.parent / "mlflow-artifacts")
+        folder.artifacts.mkdir()
+        if runner is Runner.DOCKER:
+            runs = folder.root.parent
+            tasks.enter_context(container_tasks(config, runs, run_id, folder.log, network))
+        else:
+            tasks.enter_context(warm_tasks(folder.log))
         local.init(
-            local.SubprocessRunner(use_venv=False),
+            local.DockerRunner()
+            if runner is Runner.DOCKER
+            else local.SubprocessRunner(use_venv=False),
             pipeline_root=str(folder.artifacts),
             raise_on_error=True,
         )

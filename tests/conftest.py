@@ -25,6 +25,16 @@ from backburn.pipelines.recipes import load_recipe
 from tests.servers import Mlflow, serving_everything
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--images", action="store_true", help="also test the built images")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what needs a Docker engine and built images, unless asked for."""
+    wanted = config.getoption("--images") or collection_path.name != "test_engine.py"
+    return None if wanted else True
+
+
 @pytest.fixture(autouse=True)
 def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for keys in (sealing, signing):

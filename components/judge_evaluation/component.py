@@ -5,7 +5,7 @@ from typing import List
 from kfp import dsl
 
 
-@dsl.component(base_image="backburn/python:0.1.0", install_kfp_package=False)
+@dsl.component(base_image="backburn/train:0.1.0", install_kfp_package=False)
 def judge_evaluation(
     config: str,
     run_id: str,

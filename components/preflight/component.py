@@ -3,7 +3,7 @@
 from kfp import dsl
 
 
-@dsl.component(base_image="backburn/python:0.1.0", install_kfp_package=False)
+@dsl.component(base_image="backburn/train:0.1.0", install_kfp_package=False)
 def preflight(
     config: str,
     run_id: str,

@@ -1054,7 +1054,7 @@ class ComputeConfig(Section):
     """What a task gets on a cluster; read when the pipeline is compiled."""
 
     image: Annotated[str, Field(pattern=r"^\S+$")] = Field(
-        "backburn/python:0.1.0", description="Container image that has `backburn` installed."
+        "backburn/train:0.1.0", description="Container image that has `backburn` installed."
     )
     gpu_type: str = Field("nvidia.com/gpu", description="Resource name of the accelerator.")
     gpus: NonNegativeInt = Field(0, description="Accelerators for model steps; 0: CPU nodes.")

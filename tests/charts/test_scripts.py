@@ -66,7 +66,8 @@ def test_the_hook_schedules_and_unschedules_on_a_server_that_wants_its_token(
         (made,) = server.recurring_runs.values()
         config = json.loads(made["runtime_config"]["parameters"]["config"])
         assert made["display_name"] == "weekly"
-        assert config["compute"]["image"] == "backburn/python:0.1.0"
+        assert config["compute"]["image"] == "backburn/train:0.1.0"
+        assert config["compute"]["tools_image"] == "backburn/tools:0.1.0"
         assert config["compute"]["secret_name"] == "backburn"
         assert config["gate"]["hardened_harm_max"] == 1.5
         assert config["tracking"]["uri"] == "http://mlflow:5000"
@@ -118,7 +119,8 @@ def test_uploads_name_recipe_overrides_and_server(tmp_path: Path) -> None:
     assert plan["commands"] == [
         [
             *("upload", "--recipe", "laptop"),
-            *("--set", 'compute.image="backburn/python:0.1.0"'),
+            *("--set", 'compute.image="backburn/train:0.1.0"'),
+            *("--set", 'compute.tools_image="backburn/tools:0.1.0"'),
             *("--set", 'compute.secret_name="backburn"'),
             *("--set", "seed=3"),
             *("--endpoint", "http://ml-pipeline.kubeflow.svc.cluster.local:8888"),

@@ -64,7 +64,7 @@ def sample_evidence(outcome: Outcome = "passed", *, stand_in: bool = True) -> Ev
         created="2026-11-24T00:31:07+00:00",
         backburn_version="0.1.0",
         code_sha256=_digest("code"),
-        image="backburn/python:0.1.0",
+        image="backburn/train:0.1.0",
         config=CONFIG.model_dump(mode="json"),
         config_digest=CONFIG.digest(),
         environment={"python": "3.11.9", "torch": "2.9.1", "platform": "Linux x86_64", "cpus": "2"},

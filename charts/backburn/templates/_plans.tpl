@@ -10,6 +10,7 @@
 {{- $recipe := .recipe -}}
 {{- if hasKey .root.Values.recipes $recipe }}{{ $recipe = printf "/etc/backburn/recipes/%s.yaml" $recipe }}{{ end -}}
 {{- $sets := list (printf "compute.image=%s" (include "backburn.image" .root.Values.images.task | toJson)) -}}
+{{- $sets = append $sets (printf "compute.tools_image=%s" (include "backburn.image" .root.Values.images.tools | toJson)) -}}
 {{- $sets = append $sets (printf "compute.secret_name=%s" (toJson .root.Values.secret.existingSecret)) -}}
 {{- with include "backburn.mlflowUri" .root }}{{ $sets = append $sets (printf "tracking.uri=%s" (toJson .)) }}{{ end -}}
 {{- range $key, $value := .root.Values.gate }}{{ $sets = append $sets (printf "gate.%s=%s" $key (toJson $value)) }}{{ end -}}
