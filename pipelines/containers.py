@@ -68,8 +68,11 @@ def container_tasks(
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     if os.getuid() == 0:  # files of root belong to group 0, which the container's user is in
-        for path in (cache, runs, *runs.glob("mlflow*"), *log.parent.rglob("*")):
-            path.chmod(path.stat().st_mode | (0o070 if path.is_dir() else 0o060))
+        stores = [cache, runs / "mlflow-artifacts", log.parent]
+        below = [path for store in stores for path in (store, *store.rglob("*"))]
+        for path in (runs, *runs.glob("mlflow.db*"), *below):
+            if path.exists():
+                path.chmod(path.stat().st_mode | (0o070 if path.is_dir() else 0o060))
 
     class ShutInTask(handler.DockerTaskHandler):  # type: ignore[misc]
         """One task; kfp's own handler takes a container that is gone for one that succeeded."""
