@@ -15,6 +15,11 @@ _OPTIONAL_SECRETS = (
     "MLFLOW_TRACKING_PASSWORD",
     "HF_TOKEN",
     "BACKBURN_JUDGE_API_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION",
 )
 _QUEUE, _PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 _CACHE, _SCRATCH, _SHARED_MEMORY = "/cache", "/scratch", "/dev/shm"

@@ -9,6 +9,10 @@ class InputError(BackburnError):
     """Something the user gave is wrong; the text says what, where and what to do. Exit code 2."""
 
 
+class StorageError(BackburnError):
+    """A file or object could not be moved whole; nothing half is left under its final name."""
+
+
 class ContainmentError(BackburnError):
     """An action was refused by the containment policy."""
 

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from backburn.components.shared import object_store
 from backburn.components.shared.config import LoraSettings, ModelConfig, PromptStyle
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.packed_linear import pack_linear_layers
 from backburn.components.shared.storage import (
     cache_folder,
-    download_folder,
     folder_digests,
     model_digest,
     sha256_text,
     write_json,
 )
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 SMOLLM2 = "builtin:smollm2-135m-instruct"
@@ -131,7 +132,7 @@ def check_model(config: ModelConfig) -> dict[str, str]:
         raise InputError(
             f"model.id: no built-in model {config.id!r}; there are {SMOLLM2} and {TINY}"
         )
-    if config.id.startswith("s3://"):
+    if object_store.is_remote(config.id):
         return {"kind": "s3 folder", "where": config.id}
     if Path(config.id).exists() or config.id.startswith((".", "/", "~")):
         check_weights_folder(Path(config.id).expanduser())
@@ -180,9 +181,8 @@ def resolve_base(config: ModelConfig) -> Path:
         raise InputError("the tiny model has no weights before the baseline step has trained it")
     if config.id == SMOLLM2:
         return _cached("smollm2-135m-instruct", _convert_smollm2)
-    if config.id.startswith("s3://"):
-        name = "s3-" + sha256_text(config.id)[:16]
-        folder = _cached(name, lambda target: download_folder(config.id, target))
+    if object_store.is_remote(config.id):
+        folder = _fetched(config.id)
         check_weights_folder(folder)
         return folder
     local = Path(config.id).expanduser()
@@ -439,6 +439,17 @@ def _cached(name: str, make: Callable[[Path], Any]) -> Path:
         except OSError:
             if not target.is_dir():  # otherwise another process finished first
                 raise
+    return target
+
+
+def _fetched(uri: str) -> Path:
+    """Folder below the cache with the objects below a prefix; an interrupted download goes on."""
+    name = "s3-" + sha256_text(uri)[:16]
+    target, partial = cache_folder() / name, cache_folder() / f".{name}.partial"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_folder() / f".{name}.lock"):
+        if not target.is_dir():
+            object_store.download_folder(uri, partial).rename(target)
     return target
 
 

@@ -1,4 +1,4 @@
-"""Files, local or on s3://, their digests, and writes that cannot half-happen."""
+"""Files, local or in an object store, their digests, and writes that cannot half-happen."""
 
 import hashlib
 import json
@@ -6,27 +6,22 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
+from backburn.components.shared import object_store
 from backburn.components.shared.errors import InputError
 
 _CHUNK = 1 << 20
 
 
 def read_bytes(uri: str) -> bytes:
-    """Read a local file or an `s3://bucket/key` object.
-
-    S3 endpoint and credentials come from the environment, as boto3 reads them.
+    """Read a local file or an object; see `object_store`.
 
     Raises:
-        InputError: if there is no such file or object, or it cannot be read.
+        InputError: if there is no such file or object, or it may not be read.
+        StorageError: if an object cannot be had whole.
     """
-    if uri.startswith("s3://"):
-        client, bucket, key = _s3(uri)
-        try:
-            return bytes(client.get_object(Bucket=bucket, Key=key)["Body"].read())
-        except Exception as error:
-            raise InputError(f"{uri}: cannot be read: {error}") from error
+    if object_store.is_remote(uri):
+        return object_store.read(uri)
     path = Path(uri)
     if not path.is_file():
         raise InputError(f"{uri}: no such file")
@@ -46,65 +41,23 @@ def read_json(path: Path) -> Any:
 
 
 def delete(uri: str) -> None:
-    """Delete a local file or an `s3://` object; nothing happens if it is gone already.
+    """Delete a local file or an object; nothing happens if it is gone already.
 
     Raises:
-        InputError: if the address is of another kind, so that nobody believes it deleted.
+        InputError: if the address is of another kind, so that nobody believes it deleted, or the
+            store refuses.
+        StorageError: if the store does not answer.
     """
-    if uri.startswith("s3://"):
-        client, bucket, key = _s3(uri)
-        client.delete_object(Bucket=bucket, Key=key)
+    if object_store.is_remote(uri):
+        object_store.delete(uri)
         return
     local = uri.removeprefix("file://")
     if "://" in local:
         raise InputError(
-            f"{uri}: only local files and s3:// objects can be deleted. Use an s3:// pipeline "
-            "root, or set judges.retain_sealed to true and delete it yourself"
+            f"{uri}: only local files and objects at s3:// or minio:// can be deleted. Use such a "
+            "pipeline root, or set judges.retain_sealed to true and delete it yourself"
         )
     Path(local).unlink(missing_ok=True)
-
-
-def download_folder(uri: str, target: Path) -> Path:
-    """Copy every object below an `s3://bucket/prefix` into a local folder.
-
-    Raises:
-        InputError: if nothing lies below the prefix or it cannot be read.
-    """
-    client, bucket, prefix = _s3(uri.rstrip("/") + "/")
-    found = False
-    try:
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            for item in page.get("Contents", []):
-                relative = item["Key"][len(prefix) :]
-                if not relative or relative.endswith("/"):
-                    continue
-                destination = (target / relative).resolve()
-                if not destination.is_relative_to(target.resolve()):
-                    raise InputError(f"{uri}: object {item['Key']!r} would leave the target folder")
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                client.download_file(bucket, item["Key"], str(destination))
-                found = True
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{uri}: cannot be read: {error}") from error
-    if not found:
-        raise InputError(f"{uri}: no objects below this prefix")
-    return target
-
-
-def _s3(uri: str) -> tuple[Any, str, str]:
-    import boto3  # not needed for local files
-
-    parsed = urlparse(uri)
-    key = parsed.path.lstrip("/")
-    if not parsed.netloc or not key:
-        raise InputError(f"{uri}: expected s3://bucket/key")
-    return (
-        boto3.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL_S3")),
-        parsed.netloc,
-        key,
-    )
 
 
 def sha256_bytes(content: bytes) -> str:

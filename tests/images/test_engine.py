@@ -159,7 +159,7 @@ def test_an_interrupt_removes_the_containers(tmp_path: Path, engine: docker.Dock
 
 def test_an_image_that_is_nowhere_is_named() -> None:
     config = load_recipe("smoke", ["compute.image=backburn/nowhere:1"])
-    with pytest.raises(Exception, match=r"compute\.image: backburn/nowhere:1 .* make images"):
+    with pytest.raises(Exception, match=r"compute\.image: backburn/nowhere:1 .* `make images`"):
         check_containers(config)
 
 
