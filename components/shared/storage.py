@@ -114,7 +114,13 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: to a temporary name beside it, then rename."""
+    """Write a whole file or nothing: to a temporary name beside it, then rename.
+
+    A device or a pipe, such as /dev/stdout, is written to as it is.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
