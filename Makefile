@@ -9,7 +9,7 @@ DOCKER ?= docker
 IMAGES ?= train tools
 DOCKER_BUILD_OPTIONS ?=
 
-.PHONY: help setup run smoke test lint types wheel images test-images locks chart-readme chart-scan clean
+.PHONY: help setup run smoke test lint types wheel images test-images locks vulnerabilities chart-readme chart-scan clean
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -63,6 +63,13 @@ locks: setup  ## Write the images' lock files anew
 	$(PYTHON) -m venv build/uv || python3 -m venv build/uv
 	build/uv/bin/pip install --quiet 'uv>=0.9'
 	PATH=$$PWD/build/uv/bin:$$PATH docker/lock.sh
+
+vulnerabilities:  ## Ask PyPI for known vulnerabilities of what the images lock
+	$(PYTHON) -m venv build/audit || python3 -m venv build/audit
+	build/audit/bin/pip install --quiet 'pip-audit>=2.9'
+	for lock in train tools sbom build weights; do \
+	  build/audit/bin/pip-audit --disable-pip --no-deps --strict --requirement docker/locks/$$lock.txt || exit 1; \
+	done
 
 chart-readme: setup  ## Write the table of values into the chart's README
 	$(BIN)/python -m tests.charts.values_table
