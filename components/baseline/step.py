@@ -167,13 +167,21 @@ def _base_folder(step: Step) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="backburn-base-") as scratch:
-        trained, tokenizer = train_tiny_model(
-            step.config.seed,
-            report=lambda done, total: step.progress.update("train from scratch", done, total),
-        )
-        trained.save_pretrained(scratch, safe_serialization=True)
-        tokenizer.save_pretrained(scratch)
-        yield Path(scratch)
+        folder = Path(scratch)
+        for name, content in distributed.from_primary(lambda: _train_tiny(step, folder)).items():
+            (folder / name).write_bytes(content)
+        yield folder
+
+
+def _train_tiny(step: Step, folder: Path) -> dict[str, bytes]:
+    """The files of the tiny model."""
+    trained, tokenizer = train_tiny_model(
+        step.config.seed,
+        report=lambda done, total: step.progress.update("train from scratch", done, total),
+    )
+    trained.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def _measure(

@@ -35,13 +35,12 @@ def join() -> None:
     if "RANK" not in os.environ:
         return
     _rank, _local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    _processes, _processes_here = (
-        int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    )  # fmt: skip
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible != "":
-        devices = visible.split(",") if visible else [str(n) for n in range(_processes_here)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[_local_rank]
+    _processes = int(os.environ["WORLD_SIZE"])
+    _processes_here = int(os.environ["LOCAL_WORLD_SIZE"])
+    every = ",".join(map(str, range(_processes_here)))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")
+    if _local_rank < len(visible):
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[_local_rank]
     if _processes == _processes_here:  # nothing need listen on a network
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")

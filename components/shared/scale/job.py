@@ -134,8 +134,9 @@ def _cause(job: Job, count: int, failures: dict[int, Any], folder: Path) -> Back
         name, _, text = said.partition(": ")
         kind = getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, BackburnError):
+            shutil.rmtree(folder)
             return kind(text)
-        what, remedy = f"failed: {said.splitlines()[0]}", "See its traceback"
+        what, remedy = f"failed: {said.splitlines()[0].rstrip('.')}", "See its traceback"
     elif failure.exitcode < 0:
         what = f"was ended by {failure.signal_name()}"
         remedy = (

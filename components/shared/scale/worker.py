@@ -23,8 +23,6 @@ def main(job: Path, result: Path) -> None:
     """Run a step as one of its processes."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    # A loss elsewhere ends this process with SIGTERM, while it may be reporting that very loss.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_SECONDS))
     try:
         record(_work)(job, result)
     except BaseException:
@@ -35,6 +33,9 @@ def main(job: Path, result: Path) -> None:
 
 def _work(job: Path, result: Path) -> None:
     distributed.join()
+    if distributed.is_primary():
+        # The loss of another ends this one with SIGTERM, while it may be reporting that very loss.
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_SECONDS))
     made = Job.read(job).run()
     if distributed.is_primary():
         write_json(result, made)
