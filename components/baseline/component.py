@@ -20,9 +20,8 @@ def baseline(
         model: LoRA adapter and manifest of the ordinarily aligned model.
         record: Whether alignment was needed, and refusal rates before and after.
     """
-    from pathlib import Path
+    from backburn.components.shared.scale.job import start
 
-    from backburn.components.baseline.step import run
-
-    paths = [Path(artifact.path) for artifact in (dataset, model, record)]
-    model.metadata.update(run(config, run_id, *paths))
+    paths = {"dataset": dataset.path, "model": model.path, "record": record.path}
+    step = "backburn.components.baseline.step"
+    model.metadata.update(start(step, config, run_id=run_id, **paths))

@@ -22,9 +22,13 @@ def defense_training(
         hardened: One LoRA adapter on the public base, and its digest manifest.
         record: What each phase did to slip rate and benign behaviour.
     """
-    from pathlib import Path
+    from backburn.components.shared.scale.job import start
 
-    from backburn.components.defense_training.step import run
-
-    paths = [Path(artifact.path) for artifact in (dataset, baseline, hardened, record)]
-    hardened.metadata.update(run(config, run_id, *paths))
+    paths = {
+        "dataset": dataset.path,
+        "baseline": baseline.path,
+        "hardened": hardened.path,
+        "record": record.path,
+    }
+    step = "backburn.components.defense_training.step"
+    hardened.metadata.update(start(step, config, run_id=run_id, **paths))

@@ -24,9 +24,13 @@ def rl_attack(
         sealed: Encrypted completions at the checkpoint steps.
         statistics: Rewards, live groups, entropy and rollout counts of each arm.
     """
-    from pathlib import Path
+    from backburn.components.shared.scale.job import start
 
-    from backburn.components.rl_attack.step import run
-
-    paths = [Path(artifact.path) for artifact in (dataset, target, sealed, statistics)]
-    statistics.metadata.update(run(config, run_id, group, *paths))
+    paths = {
+        "dataset": dataset.path,
+        "target": target.path,
+        "sealed": sealed.path,
+        "statistics": statistics.path,
+    }
+    step = "backburn.components.rl_attack.step"
+    statistics.metadata.update(start(step, config, run_id=run_id, group=group, **paths))
