@@ -1103,6 +1103,11 @@ class ComputeConfig(Section):
     timeout_hours: PositiveFloat | None = Field(
         None, description="Longest a model step may run, retries not counted; default: no limit."
     )
+    hang_minutes: PositiveFloat | None = Field(
+        120.0,
+        description="A step that reports no progress for so long is ended, with a dump of what "
+        "its threads were doing, and retried; null: never.",
+    )
     pod_labels: dict[str, str] = Field(default_factory=dict, description="More labels of all pods.")
     secret_name: str = Field(
         "backburn",

@@ -13,6 +13,14 @@ class StorageError(BackburnError):
     """A file or object could not be moved whole; nothing half is left under its final name."""
 
 
+class TrainingDivergedError(BackburnError):
+    """A gradient is no number any more; the weights are those of the last good step."""
+
+
+class MemoryLimitError(BackburnError):
+    """The least that can be done at once does not fit into memory."""
+
+
 class ContainmentError(BackburnError):
     """An action was refused by the containment policy."""
 

@@ -23,18 +23,24 @@ from typing import Any, Protocol, TypeVar
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
+from backburn.components.shared import memory
 from backburn.components.shared.config import PromptStyle, SamplingConfig
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import draw_completions, positions, read_sequences
 from backburn.components.shared.scale import distributed
+from backburn.components.shared.supervised import require_finite
 from datasets import Dataset
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 Conversation = list[dict[str, str]]
 Reward = Callable[[Sequence[Conversation], Sequence[str]], Sequence[float | None]]
 Row = TypeVar("Row")
+_PASS = "GRPO pass"
 _MOST_SHARED_LOGITS = 200_000_000
+_MOST_TOKENS_AT_ONCE = 2048
+"""Of a training pass that keeps activations; an accelerator's memory goes to those."""
 
 
 class RolloutSource(Protocol):
@@ -259,6 +265,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         self._statistics: StepStatistics | None = None
         self._entropy: float | None = None
         self._idle = False
+        self._rows_at_once = 1
         args.max_steps = groups.steps - start
         rows = [{"prompt": prompt} for prompt in groups.prompts[start * groups.per_step :]]
         super().__init__(
@@ -293,19 +300,34 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
                 for parameter in self._trained:
                     parameter.grad = torch.zeros_like(parameter)
         else:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = self._train_in_parts_that_fit(model, inputs, num_items_in_batch)
             distributed.sum_gradients(self._trained)
             self._moved = True
         self._statistics = drawn.statistics(step + 1, idle, self._entropy)
         self._statistics.seconds = time.perf_counter() - begun
         return loss
 
+    def _train_in_parts_that_fit(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
+        put_back = memory.gradients_of(self.model)
+        while True:
+            try:
+                loss: torch.Tensor = super().training_step(model, inputs, items)
+                return loss
+            except RuntimeError as error:
+                memory.lower(_PASS, self._rows_at_once, error)
+            put_back()
+            memory.empty_cache()
+
     def _silence_is_free(self) -> bool:
         at_reference = self._at_reference and not self._moved
         return not getattr(self.args, "entropy_coef", 0.0) and (self.beta == 0.0 or at_reference)
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        return torch.zeros(()) if self._idle else super()._clip_grad_norm(model)
+        if self._idle:
+            return torch.zeros(())
+        norm = super()._clip_grad_norm(model)
+        require_finite(torch.as_tensor(norm))
+        return norm
 
     def _rollout(self, prompts: Any, trainer: Any) -> dict[str, Any]:
         """TRL's hook for completions; they were drawn when the step began."""
@@ -345,22 +367,34 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         input_ids = input_ids[own.start : own.stop]
         attention_mask = attention_mask[own.start : own.stop]
         vocabulary = self._loaded.model.config.vocab_size
-        if input_ids.device.type != "cpu" or input_ids.shape[0] * logits_to_keep * vocabulary > (
-            _MOST_SHARED_LOGITS
+        limit = memory.limits().get(_PASS, len(input_ids))
+        self._rows_at_once = len(input_ids)
+        if (
+            input_ids.device.type != "cpu"
+            or limit < len(input_ids)
+            or len(input_ids) * logits_to_keep * vocabulary > _MOST_SHARED_LOGITS
         ):
-            logps, entropies, auxiliary = super()._get_per_token_logps_and_entropies(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size,
-                compute_entropy=compute_entropy,
-                **kwargs,
-            )
-            if entropies is not None:
-                entropies = distributed.joined_rows(entropies, count)
-                self._entropy = float(entropies.detach().mean())
-            return distributed.joined_rows(logps, count), entropies, auxiliary
+            most = min(limit, max(1, _MOST_TOKENS_AT_ONCE // input_ids.shape[1]))
+            self._rows_at_once = min(most, len(input_ids))
+            parts = [
+                self._read_rows(
+                    model,
+                    input_ids[first : first + most],
+                    attention_mask[first : first + most],
+                    logits_to_keep,
+                    again=len(input_ids) > most,
+                    batch_size=batch_size,
+                    compute_entropy=compute_entropy,
+                    **kwargs,
+                )
+                for first in range(0, len(input_ids), most)
+            ]
+            logps = distributed.joined_rows(torch.cat([part[0] for part in parts]), count)
+            if not compute_entropy:
+                return logps, None, None
+            entropies = distributed.joined_rows(torch.cat([part[1] for part in parts]), count)
+            self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
+            return logps, entropies, None
         logps, entropies = shared_prefix_log_probabilities(
             model,
             self._loaded,
@@ -374,6 +408,34 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         entropies = distributed.joined_rows(entropies, count)
         self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
         return logps, entropies if compute_entropy else None, None
+
+    def _read_rows(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        *,
+        again: bool,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, Any]:
+        """TRL's own reading of some rows.
+
+        With `again`, they are read once more in the backward pass, so that no more than they are
+        held in memory at a time, whatever the loss makes of all rows together.
+        """
+        read = super()._get_per_token_logps_and_entropies
+
+        def logps_and_entropies(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Any]:
+            logps, entropies, *_ = read(model, ids, mask, logits_to_keep, **kwargs)
+            return logps, entropies
+
+        if again and torch.is_grad_enabled():
+            made: tuple[torch.Tensor, Any] = checkpoint(
+                logps_and_entropies, input_ids, attention_mask, use_reentrant=False
+            )
+            return made
+        return logps_and_entropies(input_ids, attention_mask)
 
 
 def shared_prefix_log_probabilities(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backburn.components.shared.scale.distributed import is_primary
+from backburn.components.shared.watchdog import sign_of_life
 
 EVENTS_VARIABLE = "BACKBURN_EVENTS"
 _LOG_INTERVAL_SECONDS = 10.0
@@ -27,6 +28,7 @@ class Progress:
 
     def update(self, phase: str, done: int, total: int, note: str = "") -> None:
         """Report that `done` of `total` units of a phase are finished."""
+        sign_of_life()
         if not is_primary():
             return
         event = {

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from backburn.components.shared.config import SamplingConfig
+from backburn.components.shared.memory import in_parts_that_fit
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.scale import distributed
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
@@ -103,18 +104,21 @@ def draw_completions(
         """Some copies of some prompts; one list a prompt."""
         drawn: list[list[int]] = []
         batch = max(1, _MOST_ROWS_AT_ONCE // max(1, len(places)))
-        for first in range(0, len(chosen) if places else 0, batch):
-            some = chosen[first : first + batch]
-            drawn += _draw_batch(
+
+        def draw_some(some: Sequence[int]) -> list[list[int]]:
+            return _draw_batch(
                 network,
                 loaded,
                 [list(prompts[i]) for i in some],
                 [starts[i] for i in some],
                 sampling,
                 max_tokens,
-                uniform[some][:, list(places)].view(-1, max_tokens),
+                uniform[list(some)][:, list(places)].view(-1, max_tokens),
                 len(places),
             )
+
+        for first in range(0, len(chosen) if places else 0, batch):
+            drawn += in_parts_that_fit("rollout", chosen[first : first + batch], draw_some)
         count = len(places)
         return [drawn[i * count : (i + 1) * count] for i in range(len(chosen))]
 

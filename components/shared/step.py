@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError
+from backburn.components.shared.memory import limits as memory_limits
 from backburn.components.shared.progress import Progress
 from backburn.components.shared.scale.distributed import is_primary, processes_here
 from backburn.components.shared.tracking import StepRun, UntrackedRun
+from backburn.components.shared.watchdog import watched
 
 
 @dataclass
@@ -50,9 +52,14 @@ def open_step(
     config = RunConfig.from_json(config_json)
     progress = Progress(name)
     progress.update("starting", 0, 1)
-    with StepRun(config, run_id, name) if is_primary() else UntrackedRun() as tracking:
+    with (
+        watched(name, config.compute.hang_minutes),
+        StepRun(config, run_id, name) if is_primary() else UntrackedRun() as tracking,
+    ):
         tracking.settings(config, sections)
         yield Step(config, run_id, progress, tracking, start)
+        for kind, most in memory_limits().items():
+            tracking.metrics({f"memory/most at once in a {kind}": float(most)})
     progress.finish()
 
 

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.domains import PromptRow
+from backburn.components.shared.errors import TrainingDivergedError
+from backburn.components.shared.memory import gradients_of, in_parts_that_fit
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import (
     columns_read,
@@ -120,7 +123,7 @@ def rejection_step(
             logits / temper, torch.tensor(labels, device=logits.device), reduction="none"
         )
 
-    return _backward(losses, batch)
+    return _backward(model, losses, batch)
 
 
 class References:
@@ -196,7 +199,7 @@ def benign_step(
             reduction="none",
         ).sum(-1)
 
-    return _backward(losses, batch, weight)
+    return _backward(model, losses, batch, weight)
 
 
 @contextmanager
@@ -244,12 +247,30 @@ def adapter_optimizer(model: Any, learning_rate: float) -> torch.optim.AdamW:
 
 
 def optimizer_step(model: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Add up the gradients of all processes, clip, step, and forget the gradient."""
+    """Add up the gradients of all processes, clip, step, and forget the gradient.
+
+    Raises:
+        TrainingDivergedError: if the gradient is not finite; the weights stay as they are.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     distributed.sum_gradients(trained)
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    require_finite(torch.nn.utils.clip_grad_norm_(trained, 1.0))
     optimizer.step()
     optimizer.zero_grad()
+
+
+def require_finite(norm: torch.Tensor) -> None:
+    """Stop before a step would make all weights NaN.
+
+    Raises:
+        TrainingDivergedError: if a gradient's norm is not finite.
+    """
+    if not torch.isfinite(norm):
+        raise TrainingDivergedError(
+            f"training diverged: the gradient's norm is {float(norm):g}. The weights in training "
+            "are those of the step before and are not kept. Lower the learning rate of this "
+            "phase; if the first step fails, look for damaged weights or a wrong model.dtype"
+        )
 
 
 def noising_step(
@@ -279,10 +300,11 @@ def noising_step(
         target.scatter_(-1, labels, 1.0 - mass)
         return -(target.to(logits.device) * logits.log_softmax(-1)).sum(-1)
 
-    return _backward(losses, batch)
+    return _backward(model, losses, batch)
 
 
 def _backward(
+    model: Any,
     losses: Callable[[list[Example], list[int]], torch.Tensor],
     batch: Sequence[Example],
     weight: float = 1.0,
@@ -293,6 +315,7 @@ def _backward(
     `optimizer_step` adds them up.
 
     Args:
+        model: In training.
         losses: Called as `losses(chunk, own)`, with the examples of a pass and the positions of
             this process's; the losses of their tokens.
         batch: Of all processes.
@@ -304,14 +327,20 @@ def _backward(
     total = sum(len(example.completion) for example in batch)
     mine = set(distributed.own(range(len(batch))))
     means: list[float] = []
+
+    def one_pass(chunk: list[Example], scale: float, places: Sequence[int]) -> list[float]:
+        tokens = losses(chunk, list(places))
+        (scale * tokens.sum() / total).backward()
+        parts = tokens.detach().split([len(chunk[place].completion) for place in places])
+        return [float(part.mean()) for part in parts]
+
     for chosen in packs([len(e.prompt) + len(e.completion) for e in batch]):
         chunk = [batch[index] for index in chosen]
         own = [place for place, index in enumerate(chosen) if index in mine]
         # One that has nothing to read reads something in vain: noise is drawn as it is read.
-        tokens = losses(chunk, own or [0])
-        ((weight if own else 0.0) * tokens.sum() / total).backward()
-        parts = tokens.detach().split([len(chunk[place].completion) for place in own or [0]])
-        means += [float(part.mean()) for part in parts[: len(own)]]
+        backward = partial(one_pass, chunk, weight if own else 0.0)
+        read = in_parts_that_fit("training pass", own or [0], backward, gradients_of(model))
+        means += read[: len(own)]
     return distributed.gathered(means)
 
 

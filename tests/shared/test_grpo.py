@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from backburn.components.rl_attack.lazy_rollouts import Rollouts
+from backburn.components.shared import grpo, memory
 from backburn.components.shared.config import LoraSettings, ModelConfig, SamplingConfig
 from backburn.components.shared.domains import Domain
 from backburn.components.shared.grpo import (
@@ -45,6 +46,7 @@ def train(
     scale: str = "group",
     beta: float = 0.0,
     exact_ties: bool = True,
+    entropy: float = 0.0,
     **settings: bool,
 ) -> tuple[bool, list[StepStatistics], Any]:
     """Whether the adapter stood still, what the steps saw, and the trainer; None: stock TRL."""
@@ -63,6 +65,7 @@ def train(
         loss=loss,
         scale_rewards=scale,
         beta=beta,
+        entropy_coefficient=entropy,
     )
     prompts = [row.chat() for row in in_turn(toy.benign[:2], STEPS, torch.Generator())]
     made: Any
@@ -240,3 +243,61 @@ def test_rloo_compares_with_the_mean_of_the_others(
             others = [reward for other, reward in enumerate(earned) if other != place]
             expected = earned[place] - sum(others) / len(others)
             assert advantage / TOKENS == pytest.approx(expected, abs=1e-4)
+
+
+def gradient_norms(
+    tiny_base: Path, toy: Domain, scratch: Path, loss: str, entropy: float
+) -> list[torch.Tensor]:
+    """The adapter after three live steps."""
+    _, history, trainer = train(
+        tiny_base, toy, scratch, lambda texts: [float(len(text) % 7) for text in texts], loss=loss,
+        beta=0.1, entropy=entropy,
+    )  # fmt: skip
+    assert all(step.live_groups for step in history)
+    return list(adapter(trainer.model).values())
+
+
+@pytest.mark.parametrize(("loss", "entropy"), [("dapo", 0.0), ("grpo", 0.0), ("dr_grpo", 0.01)])
+def test_rows_read_in_parts_train_as_all_at_once(
+    tiny_base: Path,
+    toy: Domain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loss: str,
+    entropy: float,
+) -> None:
+    whole = gradient_norms(tiny_base, toy, tmp_path / "whole", loss, entropy)
+    monkeypatch.setattr(grpo, "_MOST_SHARED_LOGITS", 0)
+    monkeypatch.setattr(grpo, "_MOST_TOKENS_AT_ONCE", 60)
+    read: list[int] = []
+    original = GroupTrainer._read_rows
+
+    def counted(self: Any, model: Any, ids: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        read.append(len(ids))
+        return original(self, model, ids, *rest, **named)
+
+    monkeypatch.setattr(GroupTrainer, "_read_rows", counted)
+    parts = gradient_norms(tiny_base, toy, tmp_path / "parts", loss, entropy)
+    assert max(read) < GROUP
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.0, atol=2e-4)
+
+
+def test_a_step_that_does_not_fit_is_made_in_smaller_passes(
+    tiny_base: Path, toy: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_limits", {})
+    whole = gradient_norms(tiny_base, toy, tmp_path / "whole", "dapo", 0.0)
+    original = GroupTrainer._read_rows
+    monkeypatch.setattr(grpo, "_MOST_SHARED_LOGITS", 0)
+
+    def short_of_memory(self: Any, model: Any, ids: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(self, model, ids, *rest, **named)
+
+    monkeypatch.setattr(GroupTrainer, "_read_rows", short_of_memory)
+    parts = gradient_norms(tiny_base, toy, tmp_path / "parts", "dapo", 0.0)
+    assert memory.limits() == {"GRPO pass": 2}
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.0, atol=2e-4)
