@@ -22,7 +22,15 @@ def baseline(
     """
     from pathlib import Path
 
-    from backburn.components.baseline.step import run
+    from backburn.components.shared.scale.job import start
 
-    paths = [Path(artifact.path) for artifact in (dataset, model, record)]
-    model.metadata.update(run(config, run_id, *paths))
+    model.metadata.update(
+        start(
+            "backburn.components.baseline.step",
+            config,
+            run_id=run_id,
+            dataset=Path(dataset.path),
+            model=Path(model.path),
+            record=Path(record.path),
+        )
+    )

@@ -24,7 +24,16 @@ def defense_training(
     """
     from pathlib import Path
 
-    from backburn.components.defense_training.step import run
+    from backburn.components.shared.scale.job import start
 
-    paths = [Path(artifact.path) for artifact in (dataset, baseline, hardened, record)]
-    hardened.metadata.update(run(config, run_id, *paths))
+    hardened.metadata.update(
+        start(
+            "backburn.components.defense_training.step",
+            config,
+            run_id=run_id,
+            dataset=Path(dataset.path),
+            baseline=Path(baseline.path),
+            hardened=Path(hardened.path),
+            record=Path(record.path),
+        )
+    )

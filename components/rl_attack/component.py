@@ -26,7 +26,17 @@ def rl_attack(
     """
     from pathlib import Path
 
-    from backburn.components.rl_attack.step import run
+    from backburn.components.shared.scale.job import start
 
-    paths = [Path(artifact.path) for artifact in (dataset, target, sealed, statistics)]
-    statistics.metadata.update(run(config, run_id, group, *paths))
+    statistics.metadata.update(
+        start(
+            "backburn.components.rl_attack.step",
+            config,
+            run_id=run_id,
+            group=group,
+            dataset=Path(dataset.path),
+            target=Path(target.path),
+            sealed=Path(sealed.path),
+            statistics=Path(statistics.path),
+        )
+    )

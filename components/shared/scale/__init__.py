@@ -1,0 +1,1 @@
+"""Running a step in more than one process: on one node or on several."""
