@@ -49,7 +49,7 @@ def train_job(
             "env": _variables(compute),
             "numNodes": compute.nodes,
             "numProcPerNode": compute.processes,
-            # The SDK finds no device in limits without an accelerator it knows or cpu, and gives up.
+            # cpu among the limits: the SDK cannot read pods whose limits name no device it knows.
             "resourcesPerNode": {"requests": requests, "limits": requests},
         },
         "runtimePatches": [_patch(step, workspace, compute)],

@@ -44,6 +44,8 @@ _PATIENCE_SECONDS = 600.0
 _EXIT_SECONDS = 20.0
 """How long an ending launcher waits for the job's pods; a pod has 30 s from SIGTERM to SIGKILL."""
 _TAIL = 30
+_TORCHRUN_GIVES_UP = re.compile(r"E\d{4} .*torch/distributed/elastic/.*failed \(exitcode")
+"""What follows in a log is torchrun's own traceback, which says nothing of the cause."""
 
 
 def launch(job: Job, compute: ComputeConfig, client: TrainerClient | None = None) -> dict[str, Any]:
@@ -328,7 +330,8 @@ def _failure(client: TrainerClient, exchange: Exchange, failed: list[str]) -> Ba
         lines = list(client.get_job_logs(exchange.name, step=node))
     except RuntimeError as error:
         lines = [f"cannot be read: {_reason(error.__cause__)}"]
-    tail = "".join(f"\n  {line}" for line in lines[-_TAIL:])
+    end = next((n for n, line in enumerate(lines) if _TORCHRUN_GIVES_UP.match(line)), len(lines))
+    tail = "".join(f"\n  {line}" for line in lines[max(0, end - _TAIL) : end])
     return BackburnError(f"TrainJob {exchange.name} failed {why}; the end of its log:{tail}")
 
 
