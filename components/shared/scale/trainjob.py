@@ -193,13 +193,14 @@ def _label(text: str) -> str:
 
 
 def _workspace(client: TrainerClient) -> Path:
-    named = os.environ.get(pod.WORKSPACE_VARIABLE)
-    if named is None and isinstance(client.backend, KubernetesBackend):
+    if not isinstance(client.backend, KubernetesBackend):
+        return Path(tempfile.gettempdir()) / f"backburn-workspace-{os.getuid()}"
+    if pod.WORKSPACE_VARIABLE not in os.environ:
         raise InputError(
             "compute.nodes is more than 1, but this task was compiled for one node and has no "
             "shared volume: compile the pipeline with these settings, or set compute.nodes to 1"
         )
-    return Path(named or Path(tempfile.gettempdir()) / "backburn-workspace")
+    return Path(os.environ[pod.WORKSPACE_VARIABLE])
 
 
 def _attach(client: TrainerClient, exchange: Exchange) -> bool:

@@ -31,6 +31,7 @@ from tests.train_jobs import RUNTIME
 
 ROOT = Path(__file__).parents[3]
 SEAL_KEY = "a-key-that-seals"
+RUN_LABEL = "run-1"
 STEPS = ("baseline", "defense_training", "rl_attack")
 EVERYTHING = ComputeConfig(
     image="registry/train:1",
@@ -100,6 +101,8 @@ class World(NamedTuple):
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(trainjob, "_POLL_SECONDS", 0.2)
     monkeypatch.setenv(pod.WORKSPACE_VARIABLE, str(tmp_path / "volume"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     cluster = KubernetesServer("token")
@@ -134,6 +137,8 @@ def alive(process: int) -> bool:
 def nothing_is_left(world: World) -> None:
     assert world.cluster.train_jobs.jobs == {}
     assert not any(world.workspace.rglob("*"))
+    temporary = world.folder.parent / "temporary"
+    assert not [path for path in temporary.rglob("*") if RUN_LABEL in path.name]
     until(lambda: not any(alive(process) for process in world.step_processes()), 20)
 
 
