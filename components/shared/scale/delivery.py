@@ -1,6 +1,7 @@
 """A step on a node of a TrainJob: its inputs are what was sent, its outputs are named by digest."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -45,7 +46,11 @@ def run(
                 f"{paths[name]}: this node sees other files than the launcher copied there. Is "
                 "compute.workspace_claim one volume that all nodes share (ReadWriteMany)?"
             )
-    metadata = import_module(module).run(**{**arguments, **paths})
     first = os.environ.get("RANK", "0") == "0"
+    if first:
+        for name in outputs:  # of an attempt that the cluster ended
+            shutil.rmtree(paths[name], ignore_errors=True)
+            paths[name].unlink(missing_ok=True)
+    metadata = import_module(module).run(**{**arguments, **paths})
     made = {name: digests(paths[name]) for name in outputs} if first else {}
     return {"metadata": metadata, "outputs": made}

@@ -8,7 +8,6 @@ remembers no longer than the launcher lives: there the job ends with its launche
 
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -16,17 +15,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from backburn.components.shared.config import ComputeConfig
 from backburn.components.shared.errors import BackburnError, InputError
-from backburn.components.shared.scale import delivery, local_trainjob, pod
+from backburn.components.shared.scale import local_trainjob, pod
+from backburn.components.shared.scale.exchange import Exchange
 from backburn.components.shared.scale.job import Job
-from backburn.components.shared.scale.manifest import train_job
-from backburn.components.shared.storage import canonical_json, read_json, sha256_text
-from kfp.dsl.types.type_utils import is_parameter_type
+from backburn.components.shared.scale.manifest import NODE, train_job
 from kubeflow.common.utils import is_running_in_k8s
 from kubeflow.trainer import LocalProcessBackendConfig, TrainerClient
 from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
@@ -34,10 +31,6 @@ from kubeflow.trainer.constants import constants as trainer
 from kubeflow.trainer.types.types import TrainJob
 from kubernetes.client.exceptions import ApiException
 
-_WORKER = "backburn.components.shared.scale.worker"
-_LONGEST_NAME = 47
-"""JobSet wants names of pods, such as NAME-node-0-63-abcde, to be DNS labels of at most 63."""
-_DIGEST_CHARACTERS = 10
 _POLL_SECONDS = 5.0
 _PATIENCE_SECONDS = 600.0
 """How long the Kubernetes API may be out of reach, or an old job may take to go."""
@@ -64,8 +57,7 @@ def launch(job: Job, compute: ComputeConfig, client: TrainerClient | None = None
         BackburnError: if the job fails, with the end of its log, or its outputs do not come whole.
     """
     client = client or TrainerClient(None if is_running_in_k8s() else LocalProcessBackendConfig())
-    name = job_name(job)
-    exchange = Exchange(_workspace(client), job, name, compute)
+    exchange = Exchange(_workspace(client), job, compute)
     attached = _attach(client, exchange)
     with _ends(client, exchange):
         if not attached:
@@ -73,123 +65,6 @@ def launch(job: Job, compute: ComputeConfig, client: TrainerClient | None = None
             _create(client, exchange)
         _wait(client, exchange)
         return exchange.receive()
-
-
-def job_name(job: Job) -> str:
-    """Name of a task's TrainJob: equal for a task that is tried again, else different.
-
-    A DNS label that leaves room for the names of its pods: step, run id and a digest of both and of
-    the arguments that tell tasks of one step apart; not of files, which may move.
-    """
-    package = job.module.rpartition(".")[0]
-    files = {name for names in artifacts(job.module) for name in names}
-    told = {k: v for k, v in job.arguments.items() if k not in files | {"config_json"}}
-    digest = sha256_text(canonical_json([job.module, told]))[:_DIGEST_CHARACTERS]
-    title = _label(f"{package.rpartition('.')[2]}-{job.arguments['run_id']}")
-    return f"{title[: _LONGEST_NAME - _DIGEST_CHARACTERS - 1].rstrip('-')}-{digest}"
-
-
-def artifacts(module: str) -> tuple[list[str], list[str]]:
-    """Names of the arguments that are files, as the step's KFP face declares them.
-
-    Args:
-        module: The step, such as `backburn.components.baseline.step`.
-
-    Returns:
-        Names of inputs, names of outputs.
-    """
-    package = module.rpartition(".")[0]
-    face = getattr(import_module(f"{package}.component"), package.rpartition(".")[2])
-    inputs, outputs = face.component_spec.inputs, face.component_spec.outputs
-    return [n for n, item in inputs.items() if not is_parameter_type(item.type)], list(outputs)
-
-
-class Exchange:
-    """The folder over which a job gets its inputs and returns its outputs.
-
-    Attributes:
-        name: Of the job.
-        step: Name of the component, such as rl-attack.
-        root: The shared volume.
-        compute: Settings of model steps.
-        folder: Below `root`, of this job alone.
-        command: Arguments of torchrun.
-    """
-
-    def __init__(self, root: Path, job: Job, name: str, compute: ComputeConfig) -> None:
-        """Plan it; nothing is written yet."""
-        self.name, self.root, self.compute = name, root.resolve(), compute
-        self.step = job.module.split(".")[-2].replace("_", "-")
-        self.folder = self.root / _label(str(job.arguments["run_id"])) / name
-        self._job, self._result = self.folder / "job.json", self.folder / "result.json"
-        self.command = ["-m", _WORKER, str(self._job), str(self._result)]
-        inputs, outputs = artifacts(job.module)
-        self._here = {item: Path(job.arguments[item]).resolve() for item in (*inputs, *outputs)}
-        self._there = {item: self.folder / item for item in self._here}
-        self._inputs, self._outputs = inputs, outputs
-        there = {item: str(path) for item, path in self._there.items()}
-        self._sent = Job(
-            delivery.__name__,
-            {
-                "module": job.module,
-                "arguments": {**job.arguments, **there},
-                "inputs": {item: delivery.digests(self._here[item]) for item in inputs},
-                "outputs": outputs,
-            },
-        )
-
-    def holds_this_job(self) -> bool:
-        """Whether the folder was filled for the same call on the same inputs."""
-        return self._job.is_file() and Job.read(self._job) == self._sent
-
-    def send(self) -> None:
-        """Fill the folder, which was another job's if there was one."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        for item in self._inputs:
-            _copy(self._here[item], self._there[item])
-        self._sent.write(self._job)
-
-    def receive(self) -> dict[str, Any]:
-        """Bring the outputs to where the task wants them, each whole or not at all.
-
-        Raises:
-            BackburnError: if an output is not what the node says it wrote.
-        """
-        answer = read_json(self._result)
-        for item in self._outputs:
-            here = self._here[item]
-            arriving = here.with_name(f".{here.name}.arriving")
-            _copy(self._there[item], arriving)
-            if delivery.digests(arriving) != answer["outputs"][item]:
-                raise BackburnError(
-                    f"{self._there[item]}: the launcher sees other files than TrainJob {self.name} "
-                    "wrote. Is compute.workspace_claim one volume that all nodes share "
-                    "(ReadWriteMany)?"
-                )
-            arriving.replace(here)
-        metadata: dict[str, Any] = answer["metadata"]
-        return metadata
-
-    def remove(self) -> None:
-        """Leave nothing of this job on the volume."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
-            self.folder.parent.rmdir()
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target)
-    elif source.is_file():
-        shutil.copyfile(source, target)
-    else:
-        raise BackburnError(f"{source}: no such file or folder")
-
-
-def _label(text: str) -> str:
-    """Text as part of a DNS label."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _workspace(client: TrainerClient) -> Path:
@@ -282,6 +157,7 @@ def _wait(client: TrainerClient, exchange: Exchange) -> None:
         BackburnError: if it failed, was deleted, or the API stays out of reach.
     """
     shown, state, answered = 0, "", time.monotonic()
+    fell: list[str] = []
     while True:
         try:
             job = _find(client, exchange.name)
@@ -305,35 +181,41 @@ def _wait(client: TrainerClient, exchange: Exchange) -> None:
             _say(exchange, f"is {now}")
         state = now
         failed = [step.name for step in job.steps if step.status == "Failed"]
-        if job.status == trainer.TRAINJOB_FAILED or failed:
+        # Seen twice: a pod that Kueue preempts may look failed until it is gone.
+        if job.status == trainer.TRAINJOB_FAILED or (failed and failed == fell):
             raise _failure(client, exchange, failed)
+        fell = failed
         if job.status == trainer.TRAINJOB_COMPLETE:
             return
         time.sleep(_POLL_SECONDS)
 
 
 def _failure(client: TrainerClient, exchange: Exchange, failed: list[str]) -> BackburnError:
-    node = failed[0] if failed else "node-0"
-    why = f"on {node}"
-    backend = client.backend
-    if isinstance(backend, KubernetesBackend):
-        body = backend.custom_api.get_namespaced_custom_object(
-            trainer.GROUP,
-            trainer.VERSION,
-            backend.namespace,
-            trainer.TRAINJOB_PLURAL,
-            exchange.name,
-        )
-        for condition in body.get("status", {}).get("conditions", []):
-            if (condition["type"], condition["status"]) == (trainer.TRAINJOB_FAILED, "True"):
-                why += f" ({condition.get('reason')}: {condition.get('message')})"
+    node = failed[0] if failed else f"{NODE}-0"
+    why, lines = "", list[str]()
     try:
-        lines = list(client.get_job_logs(exchange.name, step=node))
-    except RuntimeError as error:
-        lines = [f"cannot be read: {_reason(error.__cause__)}"]
+        lines += client.get_job_logs(exchange.name, step=node)
+        why = _conditions(client, exchange.name)
+    except (RuntimeError, ApiException) as error:
+        lines.append(f"cannot be read: {_reason(error.__cause__ or error)}")
     end = next((n for n, line in enumerate(lines) if _TORCHRUN_GIVES_UP.match(line)), len(lines))
     tail = "".join(f"\n  {line}" for line in lines[max(0, end - _TAIL) : end])
-    return BackburnError(f"TrainJob {exchange.name} failed {why}; the end of its log:{tail}")
+    return BackburnError(f"TrainJob {exchange.name} failed on {node}{why}; end of its log:{tail}")
+
+
+def _conditions(client: TrainerClient, name: str) -> str:
+    """Why the cluster calls a job failed, which the SDK leaves out."""
+    backend = client.backend
+    if not isinstance(backend, KubernetesBackend):
+        return ""
+    body = backend.custom_api.get_namespaced_custom_object(
+        trainer.GROUP, trainer.VERSION, backend.namespace, trainer.TRAINJOB_PLURAL, name
+    )
+    return "".join(
+        f" ({condition.get('reason')}: {condition.get('message')})"
+        for condition in body.get("status", {}).get("conditions", [])
+        if (condition["type"], condition["status"]) == (trainer.TRAINJOB_FAILED, "True")
+    )
 
 
 @contextmanager
@@ -351,7 +233,7 @@ def _ends(client: TrainerClient, exchange: Exchange) -> Iterator[None]:
         try:
             if not _delete(client, exchange, _EXIT_SECONDS):
                 _say(exchange, "is deleted, but its pods have not ended yet")
-        except (RuntimeError, TimeoutError, ApiException) as error:
+        except Exception as error:  # whatever it is, how the step ended matters more
             _say(exchange, f"may be left over: {error}. kubectl delete trainjob {exchange.name}")
         exchange.remove()
         signal.signal(signal.SIGTERM, before)
@@ -371,7 +253,8 @@ def _delete(client: TrainerClient, exchange: Exchange, patience: float) -> bool:
     selector = f"{trainer.JOBSET_NAME_LABEL}={exchange.name}"
     while True:
         pods = backend.core_api.list_namespaced_pod(backend.namespace, label_selector=selector)
-        if not pods.items and _find(client, exchange.name) is None:
+        active = [item for item in pods.items if item.status.phase in ("Pending", "Running")]
+        if not active and _find(client, exchange.name) is None:
             return True
         if time.monotonic() > deadline:
             return False
