@@ -1,6 +1,5 @@
 """A step on a node of a TrainJob: its inputs are what was sent, its outputs are named by digest."""
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backburn.components.shared.errors import BackburnError
+from backburn.components.shared.scale import distributed
 from backburn.components.shared.storage import folder_digests, sha256_file
 
 Digests = dict[str, str]
@@ -46,11 +46,10 @@ def run(
                 f"{paths[name]}: this node sees other files than the launcher copied there. Is "
                 "compute.workspace_claim one volume that all nodes share (ReadWriteMany)?"
             )
-    first = os.environ.get("RANK", "0") == "0"
-    if first:
+    if distributed.is_primary():
         for name in outputs:  # of an attempt that the cluster ended
             shutil.rmtree(paths[name], ignore_errors=True)
             paths[name].unlink(missing_ok=True)
     metadata = import_module(module).run(**{**arguments, **paths})
-    made = {name: digests(paths[name]) for name in outputs} if first else {}
+    made = {name: digests(paths[name]) for name in outputs} if distributed.is_primary() else {}
     return {"metadata": metadata, "outputs": made}

@@ -7,13 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from backburn.components.shared.scale import distributed
+
 
 def run(
     config_json: str, run_id: str, plan: dict[str, Any], dataset: Path, model: Path, record: Path
 ) -> dict[str, Any]:
-    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    print(f"rank {rank} of {size} in process {os.getpid()}", flush=True)
-    if "starts" in plan and rank == "0":
+    first, size = distributed.is_primary(), distributed.processes()
+    if first:
+        print(f"first of {size} in process {os.getpid()}", flush=True)
+    if "starts" in plan and first:
         with Path(plan["starts"]).open("a") as file:
             file.write(f"{os.getpid()}\n")
     deadline = time.monotonic() + plan.get("seconds", 0)
@@ -22,7 +25,7 @@ def run(
     if "fail" in plan:
         print(plan["fail"], flush=True)
         sys.exit(3)
-    if rank == "0":
+    if first:
         (model / "inner").mkdir(parents=True)
         (model / "inner" / "copy").write_bytes((dataset / "rows").read_bytes())
         secret = os.environ.get(plan.get("secret", ""), "")
