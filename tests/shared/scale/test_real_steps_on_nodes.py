@@ -28,7 +28,7 @@ def test_a_baseline_and_an_attack_on_two_nodes_leave_their_outputs_and_nothing_e
         [
             "compute.nodes=2", "compute.workspace_claim=shared", "compute.secret_name=ours",
             f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "baseline.steps=2",
-            "judges.evaluation={kind: lexical}", "attack.checkpoints=[0, 2]",
+            "attack.checkpoints=[0, 2]",
             f"attack.arms=[{_ARM}]",
         ],
     )  # fmt: skip
