@@ -20,17 +20,8 @@ def baseline(
         model: LoRA adapter and manifest of the ordinarily aligned model.
         record: Whether alignment was needed, and refusal rates before and after.
     """
-    from pathlib import Path
-
     from backburn.components.shared.scale.job import start
 
-    model.metadata.update(
-        start(
-            "backburn.components.baseline.step",
-            config,
-            run_id=run_id,
-            dataset=Path(dataset.path),
-            model=Path(model.path),
-            record=Path(record.path),
-        )
-    )
+    paths = {"dataset": dataset.path, "model": model.path, "record": record.path}
+    step = "backburn.components.baseline.step"
+    model.metadata.update(start(step, config, run_id=run_id, **paths))

@@ -1,5 +1,8 @@
 """The baseline step: the ordinarily aligned model that control and defence both start from."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +21,7 @@ from backburn.components.shared.models import (
 )
 from backburn.components.shared.refusal_training import align, refusal_examples
 from backburn.components.shared.sampling import draw_completions
+from backburn.components.shared.scale import distributed
 from backburn.components.shared.step import Step, open_step, use_threads
 from backburn.components.shared.storage import write_json
 from backburn.components.shared.supervised import KEPT_TOKENS, References, own_answers
@@ -38,11 +42,13 @@ def run(
         model: Where the baseline model goes.
         record: Where the `BaselineRecord` goes.
     """
-    with open_step(config_json, run_id, "baseline", ["baseline"]) as step:
+    with (
+        open_step(config_json, run_id, "baseline", ["baseline"]) as step,
+        _base_folder(step) as base_folder,
+    ):
         config = step.config
-        use_threads(config)
         data = RunDataset(dataset)
-        base_folder, loaded = _load(step, model)
+        loaded = load_base(base_folder, config.model)
         check_prompt_lengths(loaded, data, config.model.max_prompt_tokens)
         judge = make_judge(config.judges.evaluation, data.header.rubric)
         validation = data.rows("validation")[:_MEASURED]
@@ -106,6 +112,8 @@ def run(
                     for name in ("refusal_loss", "benign_kl")
                 }
             )
+        if not distributed.is_primary():
+            return {}
         manifest = save_artifact(
             model,
             config=config.model,
@@ -147,21 +155,33 @@ def check_prompt_lengths(loaded: LoadedModel, data: RunDataset, most: int) -> No
         )
 
 
-def _load(step: Step, model: Path) -> tuple[Path, LoadedModel]:
+@contextmanager
+def _base_folder(step: Step) -> Iterator[Path]:
+    """Where the base's weights are; those of the tiny model only as long as they are needed."""
+    use_threads(step.config)
     config = step.config.model
     if config.id != TINY:
         step.progress.update("resolve weights", 0, 1, config.id)
-        folder = resolve_base(config)
-        return folder, load_base(folder, config)
+        with distributed.first_on_machine():
+            folder = resolve_base(config)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="backburn-base-") as scratch:
+        folder = Path(scratch)
+        for name, content in distributed.from_primary(lambda: _train_tiny(step, folder)).items():
+            (folder / name).write_bytes(content)
+        yield folder
+
+
+def _train_tiny(step: Step, folder: Path) -> dict[str, bytes]:
+    """The files of the tiny model."""
     trained, tokenizer = train_tiny_model(
         step.config.seed,
         report=lambda done, total: step.progress.update("train from scratch", done, total),
     )
-    folder = model / "base"
-    folder.mkdir(parents=True)
     trained.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
-    return folder, load_base(folder, config)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def _measure(

@@ -22,18 +22,13 @@ def defense_training(
         hardened: One LoRA adapter on the public base, and its digest manifest.
         record: What each phase did to slip rate and benign behaviour.
     """
-    from pathlib import Path
-
     from backburn.components.shared.scale.job import start
 
-    hardened.metadata.update(
-        start(
-            "backburn.components.defense_training.step",
-            config,
-            run_id=run_id,
-            dataset=Path(dataset.path),
-            baseline=Path(baseline.path),
-            hardened=Path(hardened.path),
-            record=Path(record.path),
-        )
-    )
+    paths = {
+        "dataset": dataset.path,
+        "baseline": baseline.path,
+        "hardened": hardened.path,
+        "record": record.path,
+    }
+    step = "backburn.components.defense_training.step"
+    hardened.metadata.update(start(step, config, run_id=run_id, **paths))

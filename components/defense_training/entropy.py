@@ -24,7 +24,7 @@ from backburn.components.shared.grpo import (
     in_turn,
 )
 from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.sampling import completion_logits, draw_completions
+from backburn.components.shared.sampling import CompletionLogits, draw_completions, scored
 from backburn.components.shared.supervised import (
     Batches,
     Example,
@@ -57,15 +57,18 @@ class _Certainty:
             model=model,
         )
         asked = [list(prompt) for prompt in prompts for _ in range(copies)]
-        self._rewards = []
-        for entry in completion_logits(self._loaded, asked, completions, model=model):
-            logs = entry.logits.float().log_softmax(-1)
-            self._rewards.append(float((logs.exp() * logs).sum(-1).mean()))
+        self._rewards = list(scored(_certainty, self._loaded, asked, completions, model=model))
         self.drawn = [Example(tuple(p), tuple(c)) for p, c in zip(asked, completions, strict=True)]
         return completions
 
     def reward(self, _: Sequence[Conversation], __: Sequence[str]) -> list[float | None]:
         return self._rewards
+
+
+def _certainty(entry: CompletionLogits) -> float:
+    """Negative mean entropy of a completion's tokens, in nats."""
+    logs = entry.logits.float().log_softmax(-1)
+    return float((logs.exp() * logs).sum(-1).mean())
 
 
 def lower_entropy(

@@ -9,7 +9,8 @@ from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.evidence import PhaseRecord
 from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.sampling import completion_logits, slip_rate
+from backburn.components.shared.sampling import completion_logits, scored, slip_rate
+from backburn.components.shared.scale import distributed
 from backburn.components.shared.supervised import Example, References
 
 Report = Callable[[str, int, int, str], None]
@@ -84,12 +85,17 @@ class Meter:
 
     def benign_kl(self, model: Any) -> float:
         """KL(baseline || model) per token of the baseline's own benign answers, in nats."""
-        prompts = [list(example.prompt) for example in self._answers]
-        answers = [list(example.completion) for example in self._answers]
-        entries = completion_logits(self._loaded, prompts, answers, model=model)
-        ours = torch.cat([entry.logits for entry in entries]).log_softmax(-1)
-        reference = self._references.log_probabilities(self._answers).cpu()
-        return float((reference.exp() * (reference - ours)).sum(-1).mean())
+        own = distributed.own(self._answers)
+        entries = completion_logits(
+            self._loaded, [e.prompt for e in own], [e.completion for e in own], model=model
+        )
+        parts: list[torch.Tensor] = []
+        if own:
+            ours = torch.cat([entry.logits for entry in entries]).log_softmax(-1)
+            reference = self._references.log_probabilities(own).cpu()
+            lost = (reference.exp() * (reference - ours)).sum(-1)
+            parts = list(lost.split([len(example.completion) for example in own]))
+        return float(torch.cat(distributed.gathered(parts)).mean())
 
     def record(
         self, model: Any, phase: str, enabled: bool, steps: int, seconds: float
@@ -109,10 +115,13 @@ class Meter:
         )
 
     def _rates(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[float]:
-        entries = completion_logits(
-            self._loaded, prompts, [self._rejection] * len(prompts), model=model
+        return scored(
+            lambda entry: slip_rate(entry, _TEMPERATURE_ONE),
+            self._loaded,
+            prompts,
+            [self._rejection] * len(prompts),
+            model=model,
         )
-        return [slip_rate(entry, _TEMPERATURE_ONE) for entry in entries]
 
 
 def set_aside(rows: Sequence[PromptRow]) -> tuple[Sequence[PromptRow], Sequence[PromptRow]]:

@@ -14,6 +14,7 @@ from backburn.components.shared.models import (
     save_artifact,
     stack_adapters,
 )
+from backburn.components.shared.scale.distributed import is_primary
 from backburn.components.shared.step import open_step, use_threads
 from backburn.components.shared.storage import write_json
 
@@ -60,6 +61,8 @@ def run(
             seed=config.seed,
             report=step.progress.update,
         )
+        if not is_primary():
+            return {}
         before = read_manifest(baseline)
         base_folder = (
             baseline / "base" if (baseline / "base").is_dir() else resolve_base(config.model)

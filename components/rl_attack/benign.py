@@ -8,7 +8,7 @@ import torch
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.sampling import completion_logits
+from backburn.components.shared.sampling import scored
 from backburn.components.shared.supervised import Example, own_answers
 
 
@@ -51,6 +51,11 @@ class BenignLoss:
     def _mean(self, network: Any) -> float:
         prompts = [list(example.prompt) for example in self._answers]
         completions = [list(example.completion) for example in self._answers]
-        entries = completion_logits(self._target, prompts, completions, model=network)
-        chosen = [entry.token_log_probabilities(SamplingConfig()) for entry in entries]
+        chosen = scored(
+            lambda entry: entry.token_log_probabilities(SamplingConfig()),
+            self._target,
+            prompts,
+            completions,
+            model=network,
+        )
         return float(torch.cat(chosen).mean())

@@ -24,19 +24,13 @@ def rl_attack(
         sealed: Encrypted completions at the checkpoint steps.
         statistics: Rewards, live groups, entropy and rollout counts of each arm.
     """
-    from pathlib import Path
-
     from backburn.components.shared.scale.job import start
 
-    statistics.metadata.update(
-        start(
-            "backburn.components.rl_attack.step",
-            config,
-            run_id=run_id,
-            group=group,
-            dataset=Path(dataset.path),
-            target=Path(target.path),
-            sealed=Path(sealed.path),
-            statistics=Path(statistics.path),
-        )
-    )
+    paths = {
+        "dataset": dataset.path,
+        "target": target.path,
+        "sealed": sealed.path,
+        "statistics": statistics.path,
+    }
+    step = "backburn.components.rl_attack.step"
+    statistics.metadata.update(start(step, config, run_id=run_id, group=group, **paths))

@@ -18,6 +18,7 @@ from backburn.components.shared.errors import ContainmentError
 from backburn.components.shared.judges import RememberingJudge, make_judge
 from backburn.components.shared.models import ModelManifest, load_artifact
 from backburn.components.shared.sampling import CompletionLogits
+from backburn.components.shared.scale.distributed import is_primary
 from backburn.components.shared.sealing import require_key, seal
 from backburn.components.shared.step import Step, open_step, use_threads
 from backburn.components.shared.storage import write_json
@@ -119,6 +120,8 @@ def run(
             completions += result.completions
             records.append({**result.statistics, "target_digest": target_digest})
             _track(step, f"{role} {recipe.name} seed {seed}", result.statistics)
+        if not is_primary():
+            return {}
         seal(sealed, completions)
         write_json(statistics, {"arms": records, "sweep": trials})
         return {"seconds": step.seconds, "role": role, "arms": names}

@@ -1062,9 +1062,6 @@ class ComputeConfig(Section):
     )
     gpu_type: str = Field("nvidia.com/gpu", description="Resource name of the accelerator.")
     gpus: NonNegativeInt = Field(0, description="Accelerators for model steps; 0: CPU nodes.")
-    processes: Annotated[int, Field(ge=1, le=8)] = Field(
-        1, description="torchrun processes of a model step; with accelerators one each."
-    )
     nodes: Annotated[int, Field(ge=1, le=64)] = Field(
         1,
         description="Nodes of baseline, defense_training and rl_attack, each with `gpus` and "
@@ -1139,10 +1136,22 @@ class ComputeConfig(Section):
         None, description="Service account of the tasks' pods; default: the KFP server's choice."
     )
     retries: NonNegativeInt = Field(1, description="Retries of a failed task on a cluster.")
-    threads: NonNegativeInt = Field(0, description="CPU threads per task; 0: share the cores.")
+    threads: NonNegativeInt = Field(
+        0, description="CPU threads per process of a task; 0: share the cores."
+    )
+    processes: Annotated[int, Field(ge=1, le=8)] = Field(
+        1,
+        description="Processes (torchrun) of the steps baseline, defense_training and rl_attack, "
+        "which divide the work; with accelerators one each, so at most `gpus`.",
+    )
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Self:
+        if 0 < self.gpus < self.processes:
+            raise ValueError(
+                f"processes ({self.processes}) exceeds gpus ({self.gpus}), and each wants one: "
+                "raise gpus or lower processes"
+            )
         if self.priority is not None and self.queue is None:
             raise ValueError("priority is Kueue's: set `queue` too")
         if self.cache_claim is not None and self.cache_size is not None:

@@ -19,3 +19,7 @@ class JudgeError(BackburnError):
 
 class VerificationError(BackburnError):
     """A model's evidence does not hold, so the model is not handed out."""
+
+
+class LostProcessError(BackburnError):
+    """One of the processes of a step was killed or failed, so the step has no result."""

@@ -9,6 +9,8 @@
   backward pass. Until the first live group, weights and optimiser state stay bit-identical; after
   it, AdamW's momentum goes on moving the weights, as it does in TRL.
 - On a CPU, a prompt is read once for its whole group instead of once a completion.
+- Of several processes each reads some of a step's completions. Log-probabilities are exchanged
+  and gradients added up here, so TRL goes on as if it were alone with all of them.
 """
 
 import os
@@ -24,6 +26,7 @@ import torch
 from backburn.components.shared.config import PromptStyle, SamplingConfig
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import draw_completions, positions, read_sequences
+from backburn.components.shared.scale import distributed
 from datasets import Dataset
 from transformers import DynamicCache, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -291,6 +294,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
                     parameter.grad = torch.zeros_like(parameter)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
+            distributed.sum_gradients(self._trained)
             self._moved = True
         self._statistics = drawn.statistics(step + 1, idle, self._entropy)
         self._statistics.seconds = time.perf_counter() - begun
@@ -336,24 +340,27 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         compute_entropy: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        count, mask = len(input_ids), attention_mask[:, -logits_to_keep:]
+        own = distributed.own_rows(count) or range(1)
+        input_ids = input_ids[own.start : own.stop]
+        attention_mask = attention_mask[own.start : own.stop]
         vocabulary = self._loaded.model.config.vocab_size
         if input_ids.device.type != "cpu" or input_ids.shape[0] * logits_to_keep * vocabulary > (
             _MOST_SHARED_LOGITS
         ):
-            result: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] = (
-                super()._get_per_token_logps_and_entropies(
-                    model,
-                    input_ids,
-                    attention_mask,
-                    logits_to_keep,
-                    batch_size,
-                    compute_entropy=compute_entropy,
-                    **kwargs,
-                )
+            logps, entropies, auxiliary = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy=compute_entropy,
+                **kwargs,
             )
-            if compute_entropy and result[1] is not None:
-                self._entropy = float(result[1].detach().mean())
-            return result
+            if entropies is not None:
+                entropies = distributed.joined_rows(entropies, count)
+                self._entropy = float(entropies.detach().mean())
+            return distributed.joined_rows(logps, count), entropies, auxiliary
         logps, entropies = shared_prefix_log_probabilities(
             model,
             self._loaded,
@@ -363,7 +370,8 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             self.temperature,
             entropy_gradient=bool(getattr(self.args, "entropy_coef", 0.0)),
         )
-        mask = attention_mask[:, -logits_to_keep:]
+        logps = distributed.joined_rows(logps, count)
+        entropies = distributed.joined_rows(entropies, count)
         self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
         return logps, entropies if compute_entropy else None, None
 

@@ -21,6 +21,7 @@ from backburn.components.shared.config import LoraSettings, ModelConfig, PromptS
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.packed_linear import pack_linear_layers
+from backburn.components.shared.scale.distributed import first_on_machine
 from backburn.components.shared.storage import (
     cache_folder,
     download_folder,
@@ -291,6 +292,8 @@ def save_artifact(
 ) -> ModelManifest:
     """Write a model artifact: manifest, adapter, base weights only if they live nowhere else.
 
+    It is made beside its place under another name, and renamed when it is whole.
+
     Args:
         folder: Target, made new.
         config: Names the base.
@@ -303,24 +306,28 @@ def save_artifact(
     Returns:
         The manifest as written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    adapter = folder / "adapter"
-    if peft_model is not None:
-        peft_model.save_pretrained(str(adapter), safe_serialization=True)
-        _settle_config(adapter, config)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(adapter))
-    if config.id == TINY and base_folder != folder / "base":
-        shutil.copytree(base_folder, folder / "base")
-    manifest = ModelManifest(
-        base=config.id,
-        revision=config.revision,
-        base_digests=weight_digests(base_folder),
-        adapter_digests=folder_digests(adapter) if adapter.is_dir() else {},
-        lineage=lineage,
-        rejection=rejection,
-    )
-    write_json(folder / "manifest.json", manifest.model_dump())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        building = Path(temporary) / "new"
+        adapter = building / "adapter"
+        building.mkdir()
+        if peft_model is not None:
+            peft_model.save_pretrained(str(adapter), safe_serialization=True)
+            _settle_config(adapter, config)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(str(adapter))
+        if config.id == TINY:
+            shutil.copytree(base_folder, building / "base")
+        manifest = ModelManifest(
+            base=config.id,
+            revision=config.revision,
+            base_digests=weight_digests(base_folder),
+            adapter_digests=folder_digests(adapter) if adapter.is_dir() else {},
+            lineage=lineage,
+            rejection=rejection,
+        )
+        write_json(building / "manifest.json", manifest.model_dump())
+        building.rename(folder)
     return manifest
 
 
@@ -351,7 +358,8 @@ def load_artifact(folder: Path, config: ModelConfig) -> LoadedModel:
         InputError: if the artifact is damaged, or its base is not the one it was made from.
     """
     manifest = read_manifest(folder)
-    base_folder = folder / "base" if (folder / "base").is_dir() else resolve_base(config)
+    with first_on_machine():
+        base_folder = folder / "base" if (folder / "base").is_dir() else resolve_base(config)
     found = weight_digests(base_folder)
     if found != manifest.base_digests:
         raise InputError(

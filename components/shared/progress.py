@@ -1,7 +1,7 @@
 """Progress of long work: one JSON line an event, for the console that watches the run.
 
 The file is named by BACKBURN_EVENTS (the local runner sets it). Everywhere else progress goes to
-the task's log, a line every few seconds.
+the task's log, a line every few seconds. Of several processes of a step, one reports.
 """
 
 import json
@@ -9,6 +9,8 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+
+from backburn.components.shared.scale.distributed import is_primary
 
 EVENTS_VARIABLE = "BACKBURN_EVENTS"
 _LOG_INTERVAL_SECONDS = 10.0
@@ -25,6 +27,8 @@ class Progress:
 
     def update(self, phase: str, done: int, total: int, note: str = "") -> None:
         """Report that `done` of `total` units of a phase are finished."""
+        if not is_primary():
+            return
         event = {
             "time": time.time(),
             "task": self._task,
@@ -42,6 +46,8 @@ class Progress:
 
     def finish(self, note: str = "") -> None:
         """Report that the task is done."""
+        if not is_primary():
+            return
         self._write({"time": time.time(), "task": self._task, "finished": True, "note": note})
         print(f"[{self._task}] done{': ' + note if note else ''}", flush=True)
 

@@ -14,6 +14,7 @@ from backburn.components.shared.supervised import (
     References,
     adapter_optimizer,
     benign_step,
+    optimizer_step,
     rejection_step,
     shorten,
 )
@@ -83,7 +84,6 @@ def align(
     generator = torch.Generator().manual_seed(seed)
     refusing = Batches(forbidden, config.forbidden_per_step, generator)
     answering = Batches(benign, config.benign_per_step, generator)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = adapter_optimizer(model, config.learning_rate)
     warm_up = max(1, config.steps // 10)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -98,10 +98,8 @@ def align(
         answers = shorten(answering.draw(), generator)
         kept = benign_step(model, loaded, answers, references, config.benign_weight)
         answering.learn(kept)
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        optimizer_step(model, optimizer)
         scheduler.step()
-        optimizer.zero_grad()
         history.append({"refusal_loss": mean(refusal), "benign_kl": mean(kept)})
         report(step + 1, config.steps, f"refusal loss {mean(refusal):.2f}")
     model.eval()

@@ -5,13 +5,15 @@ from" has one definition: logits / temperature, then top-k, top-p and min-p, ren
 of `transformers`' logits processors).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.scale import distributed
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 _MOST_ROWS_AT_ONCE = 96
@@ -21,6 +23,10 @@ _BLOCK = 256
 _ROOM = 64
 _MOST_PACKED = 2048
 _LIKE_LENGTH = 1.3
+Item = TypeVar("Item")
+
+columns_read: ContextVar[tuple[list[int], int] | None] = ContextVar("columns_read", default=None)
+"""While `read_packed` reads: which columns of the row of all sequences, and that row's length."""
 
 
 def log_distribution(
@@ -69,7 +75,8 @@ def draw_completions(
 
     Each token of each completion has a random number of its own, drawn before anything else: the
     same seed gives the same completions whatever they are batched with, and gives two models
-    that are nearly the same nearly the same completions.
+    that are nearly the same nearly the same completions. The processes of a step divide the
+    prompts, or the copies where that is fairer.
 
     Args:
         loaded: Tokenizer and model.
@@ -90,31 +97,45 @@ def draw_completions(
         [list(prefix) for prefix in prefixes] if prefixes is not None else [[] for _ in prompts]
     )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(starts[i]))
-    batch = max(1, _MOST_ROWS_AT_ONCE // copies)
-    results: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
     uniform = torch.rand(len(prompts), copies, max_tokens, generator=generator, dtype=torch.float64)
+
+    def draw(chosen: Sequence[int], places: Sequence[int]) -> list[list[list[int]]]:
+        """Some copies of some prompts; one list a prompt."""
+        drawn: list[list[int]] = []
+        batch = max(1, _MOST_ROWS_AT_ONCE // max(1, len(places)))
+        for first in range(0, len(chosen) if places else 0, batch):
+            some = chosen[first : first + batch]
+            drawn += _draw_batch(
+                network,
+                loaded,
+                [list(prompts[i]) for i in some],
+                [starts[i] for i in some],
+                sampling,
+                max_tokens,
+                uniform[some][:, list(places)].view(-1, max_tokens),
+                len(places),
+            )
+        count = len(places)
+        return [drawn[i * count : (i + 1) * count] for i in range(len(chosen))]
+
     was_training = network.training
     network.eval()
     try:
-        for first in range(0, len(order), batch):
-            chosen = order[first : first + batch]
-            drawn = _draw_batch(
-                network,
-                loaded,
-                [list(prompts[i]) for i in chosen],
-                [starts[i] for i in chosen],
-                sampling,
-                max_tokens,
-                uniform[chosen].view(-1, max_tokens),
-                copies,
-            )
-            for position, index in enumerate(chosen):
-                results[index * copies : (index + 1) * copies] = drawn[
-                    position * copies : (position + 1) * copies
-                ]
+        if _rows(len(prompts), copies) <= _rows(copies, len(prompts)):
+            of_prompts = distributed.gathered(draw(distributed.own(order), range(copies)))
+        else:
+            mine = draw(order, distributed.own(range(copies)))
+            of_copies = distributed.gathered(list(zip(*mine, strict=True)))
+            of_prompts = [list(drawn) for drawn in zip(*of_copies, strict=True)]
     finally:
         network.train(was_training)
-    return results
+    found = dict(zip(order, of_prompts, strict=True))
+    return [tokens for index in range(len(prompts)) for tokens in found[index]]
+
+
+def _rows(divided: int, each: int) -> int:
+    """Rows of the process that gets most, if one of two numbers is divided among all."""
+    return -(-divided // distributed.processes()) * each
 
 
 def _draw_batch(
@@ -364,6 +385,7 @@ def read_packed(
     sequences: Sequence[Sequence[int]],
     *,
     kept: Sequence[int],
+    chosen: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Forward pass over sequences laid end to end in one row: no padding, one pass.
 
@@ -375,6 +397,8 @@ def read_packed(
         loaded: Its tokenizer and device.
         sequences: Token ids.
         kept: Logits wanted of each sequence, counted from its end.
+        chosen: Positions, in order, of the sequences to read; default: all. The others' columns
+            are left out of the row.
 
     Returns:
         The logits, one sequence after the other; shape (sum(kept), vocabulary), float32.
@@ -390,19 +414,28 @@ def read_packed(
         places += range(shared, len(sequence))
         owners += [owner] * (len(sequence) - shared)
         wanted += range(len(tokens) - keep, len(tokens))
+    read = {0, *(place + 1 for place in (range(len(sequences)) if chosen is None else chosen))}
+    columns = [column for column, owner in enumerate(owners) if owner in read]
+    place_of = {column: place for place, column in enumerate(columns)}
     device = loaded.device
-    owner_of = torch.tensor(owners, device=device)
+    owner_of = torch.tensor([owners[column] for column in columns], device=device)
     visible = (owner_of == 0) | (owner_of[:, None] == owner_of)
     visible &= torch.ones_like(visible).tril()
     hidden = torch.finfo(network.dtype).min
     mask = torch.zeros(visible.shape, dtype=network.dtype, device=device)
-    output = network(
-        input_ids=torch.tensor([tokens], device=device),
-        attention_mask=mask.masked_fill(~visible, hidden)[None, None],
-        position_ids=torch.tensor([places], device=device),
-        use_cache=False,
-        logits_to_keep=torch.tensor(wanted, device=device),
-    )
+    before = columns_read.set((columns, len(tokens)))
+    try:
+        output = network(
+            input_ids=torch.tensor([[tokens[column] for column in columns]], device=device),
+            attention_mask=mask.masked_fill(~visible, hidden)[None, None],
+            position_ids=torch.tensor([[places[column] for column in columns]], device=device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(
+                [place_of[column] for column in wanted if column in place_of], device=device
+            ),
+        )
+    finally:
+        columns_read.reset(before)
     logits: torch.Tensor = output.logits[0].float()
     return logits
 
@@ -457,6 +490,31 @@ class CompletionLogits:
     def token_log_probabilities(self, sampling: SamplingConfig) -> torch.Tensor:
         """Log-probability of each token under the sampler; shape (tokens,), float64."""
         return log_distribution(self.logits, sampling).gather(-1, self.tokens[:, None]).squeeze(-1)
+
+
+def scored(
+    score: Callable[[CompletionLogits], Item],
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    model: Any | None = None,
+) -> list[Item]:
+    """What a function says of each completion's logits; the processes of a step divide them.
+
+    Args:
+        score: Of one completion; its values are exchanged, logits would be large.
+        loaded: Tokenizer and model.
+        prompts: Token ids.
+        completions: One a prompt; see `completion_logits`.
+        model: Used instead of `loaded.model`.
+
+    Returns:
+        One value a prompt, in every process.
+    """
+    asked, given = distributed.own(prompts), distributed.own(completions)
+    entries = completion_logits(loaded, asked, given, model=model)
+    return distributed.gathered([score(entry) for entry in entries])
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.progress import Progress
-from backburn.components.shared.tracking import StepRun
+from backburn.components.shared.scale.distributed import is_primary, processes_here
+from backburn.components.shared.tracking import StepRun, UntrackedRun
 
 
 @dataclass
@@ -49,19 +50,19 @@ def open_step(
     config = RunConfig.from_json(config_json)
     progress = Progress(name)
     progress.update("starting", 0, 1)
-    with StepRun(config, run_id, name) as tracking:
+    with StepRun(config, run_id, name) if is_primary() else UntrackedRun() as tracking:
         tracking.settings(config, sections)
         yield Step(config, run_id, progress, tracking, start)
     progress.finish()
 
 
 def use_threads(config: RunConfig, tasks_side_by_side: int = 1) -> None:
-    """Set torch's threads: as configured, else the cores shared with the tasks beside this one."""
+    """Set torch's threads: as configured, else the cores shared with the processes beside it."""
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     cores = len(os.sched_getaffinity(0))
-    threads = config.compute.threads or max(1, cores // tasks_side_by_side)
+    threads = config.compute.threads or max(1, cores // (tasks_side_by_side * processes_here()))
     torch.set_num_threads(threads)

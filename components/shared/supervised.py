@@ -10,10 +10,12 @@ from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import (
+    columns_read,
     draw_completions,
     packs,
     read_packed,
 )
+from backburn.components.shared.scale import distributed
 
 ANSWER_SAMPLING = SamplingConfig(temperature=0.7)
 """How benign answers are drawn: a little cooler than the attack, as a deployed model would be."""
@@ -111,10 +113,12 @@ def rejection_step(
         The mean over tokens, for each example.
     """
 
-    def losses(chunk: list[Example]) -> torch.Tensor:
-        logits = _completion_logits(model, loaded, chunk)
-        labels = torch.tensor([t for e in chunk for t in e.completion], device=logits.device)
-        return torch.nn.functional.cross_entropy(logits / temper, labels, reduction="none")
+    def losses(chunk: list[Example], own: list[int]) -> torch.Tensor:
+        logits = _completion_logits(model, loaded, chunk, own)
+        labels = [token for place in own for token in chunk[place].completion]
+        return torch.nn.functional.cross_entropy(
+            logits / temper, torch.tensor(labels, device=logits.device), reduction="none"
+        )
 
     return _backward(losses, batch)
 
@@ -183,11 +187,11 @@ def benign_step(
         The KL per token of each example, without the weight.
     """
 
-    def losses(chunk: list[Example]) -> torch.Tensor:
-        logits = _completion_logits(model, loaded, chunk)
+    def losses(chunk: list[Example], own: list[int]) -> torch.Tensor:
+        logits = _completion_logits(model, loaded, chunk, own)
         return torch.nn.functional.kl_div(
             logits.log_softmax(-1),
-            references.log_probabilities(chunk),
+            references.log_probabilities([chunk[place] for place in own]),
             log_target=True,
             reduction="none",
         ).sum(-1)
@@ -219,7 +223,10 @@ def noisy_embeddings(model: Any, amount: float, seed: int) -> Iterator[None]:
     def shake(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return output
-        uniform = torch.rand(output.shape, generator=generator, device=output.device)
+        columns, whole = columns_read.get() or (slice(None), output.shape[-2])
+        # Drawn for what all processes read, so that their number changes nothing.
+        shape = (*output.shape[:-2], whole, output.shape[-1])
+        uniform = torch.rand(shape, generator=generator, device=output.device)[..., columns, :]
         shaken: torch.Tensor = output + ((2.0 * uniform - 1.0) * width).to(output.dtype)
         return shaken
 
@@ -237,8 +244,9 @@ def adapter_optimizer(model: Any, learning_rate: float) -> torch.optim.AdamW:
 
 
 def optimizer_step(model: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Clip the gradient, step, and forget the gradient."""
+    """Add up the gradients of all processes, clip, step, and forget the gradient."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    distributed.sum_gradients(trained)
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
     optimizer.zero_grad()
@@ -260,10 +268,13 @@ def noising_step(
         The mean over tokens, for each example.
     """
 
-    def losses(chunk: list[Example]) -> torch.Tensor:
-        logits = _completion_logits(model, loaded, chunk).float()
-        labels = torch.tensor([t for e in chunk for t in e.completion]).unsqueeze(-1)
-        target = torch.rand(logits.shape, generator=generator).scatter_(-1, labels, 0.0)
+    def losses(chunk: list[Example], own: list[int]) -> torch.Tensor:
+        logits = _completion_logits(model, loaded, chunk, own).float()
+        labels = torch.tensor([t for place in own for t in chunk[place].completion]).unsqueeze(-1)
+        lengths = [len(example.completion) for example in chunk]
+        # Drawn for all processes, which share the generator's later numbers.
+        uniform = torch.rand(sum(lengths), logits.shape[-1], generator=generator).split(lengths)
+        target = torch.cat([uniform[place] for place in own]).scatter_(-1, labels, 0.0)
         target *= mass / target.sum(-1, keepdim=True)
         target.scatter_(-1, labels, 1.0 - mass)
         return -(target.to(logits.device) * logits.log_softmax(-1)).sum(-1)
@@ -272,29 +283,46 @@ def noising_step(
 
 
 def _backward(
-    losses: Callable[[list[Example]], torch.Tensor], batch: Sequence[Example], weight: float = 1.0
+    losses: Callable[[list[Example], list[int]], torch.Tensor],
+    batch: Sequence[Example],
+    weight: float = 1.0,
 ) -> list[float]:
     """Backward pass of a token-mean loss, in as few passes as memory allows.
+
+    Each process reads its own examples of every pass; the gradients are parts of the batch's until
+    `optimizer_step` adds them up.
+
+    Args:
+        losses: Called as `losses(chunk, own)`, with the examples of a pass and the positions of
+            this process's; the losses of their tokens.
+        batch: Of all processes.
+        weight: Of the loss.
 
     Returns:
         The mean over tokens, for each example in the order of the batch.
     """
     total = sum(len(example.completion) for example in batch)
+    mine = set(distributed.own(range(len(batch))))
     means: list[float] = []
     for chosen in packs([len(e.prompt) + len(e.completion) for e in batch]):
         chunk = [batch[index] for index in chosen]
-        tokens = losses(chunk)
-        (weight * tokens.sum() / total).backward()
-        parts = tokens.detach().split([len(example.completion) for example in chunk])
-        means += [float(part.mean()) for part in parts]
-    return means
+        own = [place for place, index in enumerate(chosen) if index in mine]
+        # One that has nothing to read reads something in vain: noise is drawn as it is read.
+        tokens = losses(chunk, own or [0])
+        ((weight if own else 0.0) * tokens.sum() / total).backward()
+        parts = tokens.detach().split([len(chunk[place].completion) for place in own or [0]])
+        means += [float(part.mean()) for part in parts[: len(own)]]
+    return distributed.gathered(means)
 
 
-def _completion_logits(model: Any, loaded: LoadedModel, batch: Sequence[Example]) -> torch.Tensor:
-    """Logits of all completion tokens of a batch; shape (tokens, vocabulary)."""
+def _completion_logits(
+    model: Any, loaded: LoadedModel, batch: Sequence[Example], own: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Logits of the completion tokens of a batch, or of some of it; shape (tokens, vocabulary)."""
     return read_packed(
         model,
         loaded,
         [[*e.prompt, *e.completion[:-1]] for e in batch],
         kept=[len(e.completion) for e in batch],
+        chosen=own,
     )

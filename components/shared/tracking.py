@@ -363,6 +363,20 @@ class StepRun:
             self._mlflow.log_batch(run, metrics=metrics[first : first + _MOST_METRICS])
 
 
+class UntrackedRun(StepRun):
+    """Logs nothing: of several processes of a step, one does."""
+
+    def __init__(self) -> None:
+        """Open no run."""
+
+    def __exit__(self, *_: object) -> None:
+        """Close none."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """Every other method does nothing."""
+        return super().__getattribute__(name) if name.startswith("__") else lambda *_, **__: None
+
+
 def _log_parameters(mlflow: MlflowClient, run: str, values: dict[str, str]) -> None:
     """Log what the run does not have yet: MLflow takes no second value, as of a retried task."""
     known = mlflow.get_run(run).data.params

@@ -5,8 +5,10 @@ from backburn.components.shared.domains.domain import Rubric
 from backburn.components.shared.judges.judge import Exchange, Judge, Usage, Verdict
 from backburn.components.shared.judges.lexical import LexicalJudge
 from backburn.components.shared.judges.panel import PanelJudge
+from backburn.components.shared.judges.primary import PrimaryJudge
 from backburn.components.shared.judges.remembering import RememberingJudge
 from backburn.components.shared.judges.verdict_cache import VerdictCache
+from backburn.components.shared.scale.distributed import processes
 from backburn.components.shared.storage import cache_folder
 
 __all__ = [
@@ -22,7 +24,7 @@ __all__ = [
 
 
 def make_judge(config: JudgeConfig, rubric: Rubric, *, afresh: bool = False) -> Judge:
-    """Build the judge of a configuration.
+    """Build the judge of a configuration; of several processes of a step, one asks it.
 
     Args:
         config: Of the judge.
@@ -32,10 +34,16 @@ def make_judge(config: JudgeConfig, rubric: Rubric, *, afresh: bool = False) -> 
     Raises:
         InputError: if the judge's model is not installed.
     """
+    if processes() > 1:
+        return PrimaryJudge(lambda: _make(config, rubric, afresh))
+    return _make(config, rubric, afresh)
+
+
+def _make(config: JudgeConfig, rubric: Rubric, afresh: bool) -> Judge:
     if config.kind == "lexical":
         return LexicalJudge(rubric)
     if config.members is not None:
-        members = [make_judge(member, rubric, afresh=afresh) for member in config.members]
+        members = [_make(member, rubric, afresh) for member in config.members]
         return PanelJudge(members, config.combine)
     if config.guard is not None:
         from backburn.components.shared.judges.guard import GuardJudge  # imports torch

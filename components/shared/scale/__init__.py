@@ -1,1 +1,1 @@
-"""Running a step in more than one process: on one node or on several."""
+"""A step as several processes: how they are started, and what they tell each other."""
