@@ -108,8 +108,8 @@ class Doctor:
             )
         if queue := self._compute.queue:
             yield self._ask(f"LocalQueue {queue}", lambda: self._queue(api, queue))
-        if claim := self._compute.workspace_claim:
-            yield self._ask(f"volume claim {claim}", lambda: self._shared_claim(api, claim))
+        if shared := self._compute.workspace_claim:
+            yield self._ask(f"volume claim {shared}", lambda: self._shared_claim(api, shared))
         if self._compute.nodes > 1:
             yield self._ask("Kubeflow Trainer", lambda: self._resource(api, *_TRAIN_JOBS))
             runtime = self._compute.training_runtime
