@@ -27,7 +27,18 @@ from kubernetes.utils import parse_quantity
 State = Literal["ok", "problem", "not asked"]
 _SECONDS = 10
 _WORKFLOWS = ("argoproj.io", "v1alpha1", "workflows")
+_TRAIN_JOBS = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
+_LAUNCHER_RIGHTS = (
+    *(("trainjobs", verb) for verb in ("create", "get", "delete")),
+    ("trainingruntimes", "get"), ("clustertrainingruntimes", "get"),
+    ("pods", "list"), ("pods/log", "get"),
+)  # fmt: skip
 _QUEUES = ("kueue.x-k8s.io", "v1beta1", "localqueues")
+_PRODUCTS = {
+    _WORKFLOWS[0]: "install Kubeflow Pipelines",
+    _QUEUES[0]: "install Kueue",
+    _TRAIN_JOBS[0]: "install Kubeflow Trainer 2.3 or newer, or set compute.nodes to 1",
+}
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,13 @@ class Doctor:
             )
         if queue := self._compute.queue:
             yield self._ask(f"LocalQueue {queue}", lambda: self._queue(api, queue))
+        if shared := self._compute.workspace_claim:
+            yield self._ask(f"volume claim {shared}", lambda: self._shared_claim(api, shared))
+        if self._compute.nodes > 1:
+            yield self._ask("Kubeflow Trainer", lambda: self._resource(api, *_TRAIN_JOBS))
+            runtime = self._compute.training_runtime
+            yield self._ask(f"training runtime {runtime}", lambda: self._runtime(api, runtime))
+            yield self._ask("rights to run TrainJobs", lambda: self._rights(api))
         if self._compute.gpus:
             yield self._ask(f"nodes with {self._compute.gpu_type}", lambda: self._nodes(api))
 
@@ -182,10 +200,7 @@ class Doctor:
         except ApiException as error:
             if error.status != 404:
                 raise
-            raise _Problem(
-                f"the cluster knows no {plural}.{group}",
-                "install Kubeflow Pipelines" if group == _WORKFLOWS[0] else "install Kueue",
-            ) from error
+            raise _Problem(f"the cluster knows no {plural}.{group}", _PRODUCTS[group]) from error
         return "is installed"
 
     def _namespaced(self, api: Any) -> str:
@@ -230,6 +245,69 @@ class Doctor:
             ) from error
         phase = getattr(getattr(found, "status", None), "phase", None)
         return f"is there{f', {phase}' if phase else ''}"
+
+    def _shared_claim(self, api: Any, name: str) -> str:
+        found = self._present(api, "persistent_volume_claim", name)
+        claim = kubernetes.client.CoreV1Api(api).read_namespaced_persistent_volume_claim(
+            name, self._namespace
+        )
+        modes = (claim.spec and claim.spec.access_modes) or []
+        if "ReadWriteMany" not in modes:
+            raise _Problem(
+                f"offers {', '.join(modes) or 'no access mode'}, and several nodes mount it",
+                "make a claim with ReadWriteMany, of a storage class that has it",
+            )
+        return found
+
+    def _runtime(self, api: Any, name: str) -> str:
+        """In the namespace or cluster-wide, in the order in which the SDK looks."""
+        custom = kubernetes.client.CustomObjectsApi(api)
+        group, version, _ = _TRAIN_JOBS
+        try:
+            custom.get_namespaced_custom_object(
+                group, version, self._namespace, "trainingruntimes", name
+            )
+            return "is there, in the namespace"
+        except ApiException as error:
+            if error.status != 404:
+                raise
+        try:
+            custom.get_cluster_custom_object(group, version, "clustertrainingruntimes", name)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            raise _Problem(
+                "is missing", "install the runtimes of Trainer, or correct compute.training_runtime"
+            ) from error
+        return "is there"
+
+    def _rights(self, api: Any) -> str | Finding:
+        """Of the service account that starts TrainJobs, as the cluster sees them."""
+        account = self._compute.service_account
+        if account is None:
+            return Finding(
+                "rights to run TrainJobs", "not asked",
+                "the KFP server chooses the service account; name it in compute.service_account",
+            )  # fmt: skip
+        reviews = kubernetes.client.AuthorizationV1Api(api)
+        missing = []
+        for resource, verb in _LAUNCHER_RIGHTS:
+            kind, _, part = resource.partition("/")
+            asked = {
+                "verb": verb, "resource": kind, "subresource": part or None,
+                "group": "" if kind == "pods" else _TRAIN_JOBS[0],
+                "namespace": None if kind.startswith("cluster") else self._namespace,
+            }  # fmt: skip
+            user = f"system:serviceaccount:{self._namespace}:{account}"
+            review = {"spec": {"user": user, "resourceAttributes": asked}}
+            if not reviews.create_subject_access_review(review).status.allowed:
+                missing.append(f"{verb} {resource}")
+        if missing:
+            raise _Problem(
+                f"{account} may not {', '.join(missing)}",
+                f"helm upgrade with trainJobs.enabled=true,trainJobs.serviceAccount={account}",
+            )
+        return f"{account} has them"
 
     def _queue(self, api: Any, name: str) -> str:
         self._resource(api, *_QUEUES)

@@ -3,7 +3,7 @@
 from backburn.components.defense_training.component import defense_training
 from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import RunConfig
-from backburn.pipelines.platform import on_model_node
+from backburn.pipelines.platform import on_model_nodes
 from backburn.pipelines.stages import Stages
 from kfp import dsl
 
@@ -40,7 +40,7 @@ def build_harden(settings: RunConfig, run_id: str = dsl.PIPELINE_JOB_ID_PLACEHOL
             control = stages.attack(
                 control_groups, data, unhardened, "Attack the unhardened model", "control-arms"
             )
-            defended = on_model_node(
+            defended = on_model_nodes(
                 defense_training(
                     config=config,
                     run_id=run_id,

@@ -11,7 +11,13 @@ from backburn.components.preflight.component import preflight
 from backburn.components.promotion.component import promotion
 from backburn.components.rl_attack.component import rl_attack
 from backburn.components.shared.config import RunConfig
-from backburn.pipelines.platform import may_notify, may_sign, on_any_node, on_model_node
+from backburn.pipelines.platform import (
+    may_notify,
+    may_sign,
+    on_any_node,
+    on_model_node,
+    on_model_nodes,
+)
 from kfp import dsl
 
 _Channel = Any
@@ -60,7 +66,7 @@ class Stages:
 
     def align(self, data: dsl.PipelineTask) -> dsl.PipelineTask:
         """The ordinarily aligned model, which controls and defence start from."""
-        return on_model_node(
+        return on_model_nodes(
             baseline(**self.run, dataset=data.outputs["dataset"]), self.compute, "Align baseline"
         )
 
@@ -80,7 +86,7 @@ class Stages:
             )
             if after is not None:
                 arms.after(after)
-            return on_model_node(arms, self.compute, title)
+            return on_model_nodes(arms, self.compute, title)
 
     def certify(
         self, data: dsl.PipelineTask, aligned: dsl.PipelineTask, hardened: _Channel

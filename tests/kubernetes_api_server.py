@@ -1,12 +1,15 @@
-"""A Kubernetes API server as far as `backburn doctor` asks it, over real HTTP."""
+"""A Kubernetes API server as far as `backburn doctor` and the launcher ask it, over real HTTP."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from tests.train_jobs import TrainJobs
 
 Record = dict[str, Any]
 _VERSION = (
@@ -17,6 +20,8 @@ _PLURALS = {
     "serviceaccounts": ("ServiceAccount", "v1"),
     "persistentvolumeclaims": ("PersistentVolumeClaim", "v1"),
 }
+_TRAINER = "apis/trainer.kubeflow.org/v1alpha1/"
+_PODS = "api/v1/namespaces/kubeflow/pods"
 
 
 class KubernetesServer:
@@ -37,6 +42,13 @@ class KubernetesServer:
         self.forbidden: set[str] = set()
         """Last parts of paths that this user may not read."""
         self.requests: list[str] = []
+        self.train_jobs = TrainJobs(self.objects)
+        self.runtimes: dict[tuple[str, str], Record] = {}
+        """(plural, name) -> object."""
+        self.rights: dict[str, set[tuple[str, str]]] = {}
+        """Service account -> (verb, resource) it may do."""
+        self.away: Callable[[str], bool] = lambda path: False
+        """Paths that are answered with an error of the server."""
         self.app = FastAPI()
         self.app.add_api_route("/{path:path}", self._answer, methods=["GET", "POST", "DELETE"])
 
@@ -51,12 +63,22 @@ class KubernetesServer:
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
         return path
 
-    async def _answer(self, path: str, request: Request) -> JSONResponse:
+    async def _answer(self, path: str, request: Request) -> Response:
         self.requests.append(f"{request.method} /{path}")
         if request.headers.get("authorization") != f"Bearer {self.token}":
             return _status(401, "Unauthorized")
+        if self.away(path):
+            return _status(500, "InternalError")
         if path.rpartition("/")[2] in self.forbidden:
             return _status(403, "Forbidden")
+        if path.startswith(_TRAINER) or path.startswith(_PODS):
+            return await self._train(path, request)
+        if path == "apis/authorization.k8s.io/v1/subjectaccessreviews":
+            spec = (await request.json())["spec"]
+            wanted = spec["resourceAttributes"]
+            resource = "/".join(filter(None, (wanted["resource"], wanted.get("subresource"))))
+            allowed = (wanted["verb"], resource) in self.rights.get(spec["user"], set())
+            return JSONResponse({"spec": spec, "status": {"allowed": allowed}}, status_code=201)
         if path == "version/":
             return JSONResponse(dict.fromkeys(_VERSION, "x") | {"gitVersion": "v1.33.1"})
         if path == "api/v1/nodes":
@@ -82,6 +104,33 @@ class KubernetesServer:
                 return _status(404, "NotFound")
             return JSONResponse({"items": [], "metadata": {"name": name}})
         return _status(404, "NotFound")
+
+    async def _train(self, path: str, request: Request) -> Response:
+        """Kubeflow Trainer's objects, and pods."""
+        jobs, (plural, name) = self.train_jobs, path.split("/")[-2:]
+        if found := re.fullmatch(rf"{_PODS}/([^/]+)/log", path):
+            return PlainTextResponse(jobs.log(found[1]))
+        if path == _PODS:
+            items = jobs.listed(request.query_params["labelSelector"])
+            return JSONResponse({"kind": "PodList", "apiVersion": "v1", "items": items})
+        if "trainer.kubeflow.org/trainjobs" not in self.custom:
+            return _status(404, "NotFound")
+        if plural.endswith("runtimes"):
+            runtime = self.runtimes.get((plural, name))
+            return _status(404, "NotFound") if runtime is None else JSONResponse(runtime)
+        if name == "trainjobs":
+            if request.method == "GET":
+                return JSONResponse({"items": []})
+            code, answer = jobs.create(await request.json())
+            if isinstance(answer, str):
+                return _status(code, answer)
+            return JSONResponse(answer, status_code=code)
+        if name not in jobs.jobs:
+            return _status(404, "NotFound")
+        shown = jobs.shown(name)
+        if request.method == "DELETE":
+            jobs.delete(name)
+        return JSONResponse(shown)
 
 
 def node(name: str, gpus: int, **changes: Any) -> Record:

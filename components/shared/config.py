@@ -1049,6 +1049,10 @@ class NodeRequirement(Section):
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "In"
     values: list[str] = Field(default_factory=list)
 
+    def expression(self) -> dict[str, Any]:
+        """As Kubernetes writes it."""
+        return {"operator": self.operator, **self.model_dump(exclude_defaults=True)}
+
 
 class ComputeConfig(Section):
     """What a task gets on a cluster; read when the pipeline is compiled."""
@@ -1058,6 +1062,25 @@ class ComputeConfig(Section):
     )
     gpu_type: str = Field("nvidia.com/gpu", description="Resource name of the accelerator.")
     gpus: NonNegativeInt = Field(0, description="Accelerators for model steps; 0: CPU nodes.")
+    nodes: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="Nodes of baseline, defense_training and rl_attack, each with `gpus` and "
+        "`processes`; more than 1: as a Kubeflow TrainJob, which needs `workspace_claim`.",
+    )
+    workspace_claim: str | None = Field(
+        None,
+        description="ReadWriteMany PersistentVolumeClaim over which a TrainJob's nodes get a "
+        "step's inputs and return its outputs.",
+    )
+    training_runtime: str = Field(
+        "torch-distributed",
+        description="TrainingRuntime or ClusterTrainingRuntime of TrainJobs; its mlPolicy is "
+        "torch.",
+    )
+    launcher_cpu: Quantity = Field(
+        "500m", description="CPU request of the task that starts a TrainJob and waits for it."
+    )
+    launcher_memory: Quantity = Field("2Gi", description="Its memory request and limit.")
     cpu: Quantity = Field("2", description="CPU request of a model step.")
     memory: Quantity = Field("12Gi", description="Memory request and limit of a model step.")
     tools_image: Annotated[str, Field(pattern=r"^\S+$")] | None = Field(
@@ -1138,6 +1161,11 @@ class ComputeConfig(Section):
             raise ValueError("priority is Kueue's: set `queue` too")
         if self.cache_claim is not None and self.cache_size is not None:
             raise ValueError("set cache_claim or cache_size, not both")
+        if self.nodes > 1 and self.workspace_claim is None:
+            raise ValueError(
+                f"nodes is {self.nodes}, and nodes exchange files over a volume that all of them "
+                "mount: set workspace_claim to a ReadWriteMany claim"
+            )
         return self
 
 

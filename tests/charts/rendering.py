@@ -110,6 +110,7 @@ CASES: dict[str, Values] = {
     },
     "quota": {"quota": {"enabled": True}},
     "kueue": {"kueue": {"enabled": True, "clusterQueue": "gpus"}},
+    "train jobs": {"trainJobs": {"enabled": True, "serviceAccount": "default-editor"}},
     "no tests": {"test": {"enabled": False}},
     "nothing": {
         "hook": {"enabled": False},
@@ -126,6 +127,7 @@ CASES: dict[str, Values] = {
         "workspace": {"enabled": True},
         "quota": {"enabled": True},
         "kueue": {"enabled": True, "clusterQueue": "gpus"},
+        "trainJobs": {"enabled": True},
         "imagePullSecrets": [{"name": "registry"}],
     },
 }

@@ -22,6 +22,10 @@ PLATFORM = {
     f"kubeflow {METADATA}:8080",
     "kubeflow app=seaweedfs:8333",
 }
+NODES = {
+    "matchLabels": {"app.kubernetes.io/part-of": "backburn"},
+    "matchExpressions": [{"key": "jobset.sigs.k8s.io/jobset-name", "operator": "Exists"}],
+}
 OWN_JUDGE, OWN_MLFLOW = "component=judge:8000", "component=mlflow:5000"
 
 
@@ -65,6 +69,9 @@ def peer(to: dict[str, Any]) -> str:
     if "ipBlock" in to:
         return str(to["ipBlock"]["cidr"])
     labels = dict(to["podSelector"]["matchLabels"])
+    if to["podSelector"].get("matchExpressions") == NODES["matchExpressions"]:
+        assert to["podSelector"] == NODES
+        return "nodes of TrainJobs"
     if "app.kubernetes.io/component" in labels:
         assert labels == own(labels["app.kubernetes.io/component"])
         return f"component={labels['app.kubernetes.io/component']}"
@@ -75,7 +82,8 @@ def peer(to: dict[str, Any]) -> str:
 
 
 def port(rule: dict[str, Any]) -> str:
-    return f":{rule['port']}" + ("" if rule["protocol"] == "TCP" else f"/{rule['protocol']}")
+    last = f"-{rule['endPort']}" if "endPort" in rule else ""
+    return f":{rule['port']}{last}" + ("" if rule["protocol"] == "TCP" else f"/{rule['protocol']}")
 
 
 @pytest.mark.parametrize("step", ["rl-attack", "judge-evaluation"])
@@ -115,6 +123,20 @@ def test_nobody_reaches_a_task() -> None:
     for policy in policies(CASES["everything"]):
         if selects(policy["podSelector"], task("rl-attack")) and "Ingress" in policy["policyTypes"]:
             assert not policy.get("ingress")
+
+
+def test_nodes_of_a_trainjob_reach_each_other_and_what_their_step_reaches() -> None:
+    values, step = CASES["train jobs"], task("rl-attack")
+    node = {**step, "jobset.sigs.k8s.io/jobset-name": "rl-attack-1"}
+    assert egress(values, node) == {*egress(values, step), "nodes of TrainJobs:1024-65535"}
+    assert egress(values, step) == egress(CASES["default"], step), "the launcher"
+    admitted = [
+        rule["from"]
+        for policy in policies(values)
+        if selects(policy["podSelector"], node) and "Ingress" in policy["policyTypes"]
+        for rule in policy.get("ingress") or []
+    ]
+    assert admitted == [[{"podSelector": NODES}]]
 
 
 def test_emptied_destinations_open_nothing() -> None:

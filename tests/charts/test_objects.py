@@ -24,6 +24,7 @@ NAMESPACED = {
     "ConfigMap", "Deployment", "Job", "LocalQueue", "NetworkPolicy", "PersistentVolumeClaim",
     "ResourceQuota", "Role", "RoleBinding", "Service", "ServiceAccount",
 }  # fmt: skip
+CLUSTER_WIDE = {"ClusterRole", "ClusterRoleBinding"}
 AUDIT = {"name": "x", "pipeline": "audit", "recipe": "laptop", "cron": "@daily"}
 every_case = pytest.mark.parametrize("values", CASES.values(), ids=CASES)
 
@@ -54,8 +55,11 @@ def test_every_object_is_valid_in_kubernetes(values: Values) -> None:
 def test_every_object_is_in_the_namespace_and_labelled(values: Values) -> None:
     objects = render(values)
     for item in objects:
-        assert item["kind"] in NAMESPACED, "no rights and objects beyond the namespace, no Secret"
-        assert item["metadata"]["namespace"] == NAMESPACE
+        if item["kind"] in CLUSTER_WIDE and values.get("trainJobs", {}).get("enabled"):
+            assert item["metadata"]["name"] == "team-a-backburn-trainjobs", "one a namespace"
+        else:
+            assert item["kind"] in NAMESPACED, "no rights and objects beyond it, no Secret"
+            assert item["metadata"]["namespace"] == NAMESPACE
         assert item["metadata"]["labels"]["app.kubernetes.io/part-of"] == "backburn"
         assert item["metadata"]["labels"]["app.kubernetes.io/instance"] == RELEASE
     names = [(item["kind"], item["metadata"]["name"]) for item in objects]
@@ -170,7 +174,7 @@ def test_a_database_password_is_in_no_list_of_processes() -> None:
 
 
 def test_the_service_account_of_the_hook_may_use_kfp_in_its_namespace_and_nothing_else() -> None:
-    objects = render(CASES["everything"])
+    objects = render(CASES["several users"])
     roles = [item for item in objects if item["kind"] == "Role"]
     assert [role["metadata"]["name"] for role in roles] == ["backburn-hook"]
     for rule in roles[0]["rules"]:
@@ -182,6 +186,29 @@ def test_the_service_account_of_the_hook_may_use_kfp_in_its_namespace_and_nothin
     token = named(objects, "Job", "backburn-apply")["spec"]["template"]["spec"]["volumes"]
     sources = [s for v in token for s in v.get("projected", {}).get("sources", [])]
     assert [s["serviceAccountToken"]["audience"] for s in sources] == ["pipelines.kubeflow.org"]
+
+
+def test_tasks_may_run_trainjobs_and_nothing_more_if_it_is_asked_for() -> None:
+    objects = render(CASES["train jobs"])
+    may = {
+        (resource, verb)
+        for item in objects
+        if item["kind"] in ("Role", "ClusterRole")
+        for rule in item["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    job = ("create", "get", "list", "watch", "delete")
+    read = ("pods", "pods/log", "trainingruntimes", "clustertrainingruntimes")
+    assert may == {
+        *(("trainjobs", verb) for verb in job),
+        *((resource, verb) for resource in read for verb in ("get", "list")),
+    }
+    account = {"kind": "ServiceAccount", "name": "default-editor", "namespace": NAMESPACE}
+    bindings = [item for item in objects if item["kind"].endswith("Binding")]
+    assert [item["subjects"] for item in bindings] == [[account], [account]]
+    for item in bindings:
+        named(objects, item["roleRef"]["kind"], item["roleRef"]["name"])
 
 
 def test_without_a_service_account_s_token_nobody_has_any_rights() -> None:

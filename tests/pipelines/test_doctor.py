@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from tests.kfp_api_server import KfpServer
 from tests.kubernetes_api_server import KubernetesServer, node
 from tests.serving import serving
+from tests.train_jobs import RUNTIME
 
 TOKEN = "a-secret-token"
 SEAL_KEY, SIGNING_KEY = sealing.new_key(), signing.new_key()
@@ -31,6 +32,8 @@ SETTINGS = (
     "compute.queue=team",
     "compute.image_pull_secrets=[registry]",
 )
+
+ON_NODES = (*SETTINGS, "compute.nodes=2", "compute.workspace_claim=shared")
 
 
 class Done(NamedTuple):
@@ -82,8 +85,17 @@ def world(
         ("serviceaccounts", "runner"): {},
         ("persistentvolumeclaims", "models"): {"status": {"phase": "Bound"}},
         ("localqueues", "team"): {},
+        ("persistentvolumeclaims", "shared"): {"spec": {"accessModes": ["ReadWriteMany"]}},
     }
-    cluster.custom = {"argoproj.io/workflows", "kueue.x-k8s.io/localqueues"}
+    cluster.custom = {
+        "argoproj.io/workflows", "kueue.x-k8s.io/localqueues", "trainer.kubeflow.org/trainjobs",
+    }  # fmt: skip
+    cluster.runtimes = {("clustertrainingruntimes", "torch-distributed"): RUNTIME}
+    cluster.rights["system:serviceaccount:kubeflow:runner"] = {
+        ("create", "trainjobs"), ("get", "trainjobs"), ("delete", "trainjobs"),
+        ("get", "trainingruntimes"), ("get", "clustertrainingruntimes"),
+        ("list", "pods"), ("get", "pods/log"),
+    }  # fmt: skip
     taint = {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
     cluster.nodes = [
         node("plain", 0),
@@ -191,13 +203,56 @@ def test_each_fault_is_named_with_its_fix(
     fault: Callable[[World], None], answer: str, fix: str, world: World
 ) -> None:
     fault(world)
-    done = world.backburn()
+    _is_the_one_problem(world.backburn(), answer, fix)
+
+
+def _is_the_one_problem(done: Done, answer: str, fix: str) -> None:
     assert done.code == 1, done.out
     lines = done.out.splitlines()
     places = [place for place, line in enumerate(lines) if line.startswith("✗")]
     assert len(places) == 1, done.out
     assert answer in lines[places[0]]
     assert fix in lines[places[0] + 1]
+
+
+def test_several_nodes_need_trainer_a_runtime_rights_and_a_shared_claim(world: World) -> None:
+    done = world.backburn(settings=ON_NODES)
+    assert done.code == 0, done.out
+    for answer in (
+        "claim shared: is there", "Kubeflow Trainer: is installed",
+        "torch-distributed: is there", "rights to run TrainJobs: runner has them",
+    ):  # fmt: skip
+        assert answer in done.out, done.out
+    assert "Trainer" not in world.backburn().out, "one node needs none of it"
+    nobody = tuple(item for item in ON_NODES if "service_account" not in item)
+    unasked = world.backburn(settings=nobody)
+    assert unasked.code == 0
+    assert "name it in compute.service_account" in unasked.out
+
+
+def _one_node_at_a_time(world: World) -> None:
+    claim = {"spec": {"accessModes": ["ReadWriteOnce"]}}
+    world.cluster.objects["persistentvolumeclaims", "shared"] = claim
+
+
+def _no_rights(world: World) -> None:
+    world.cluster.rights.clear()
+
+
+@pytest.mark.parametrize(
+    ("fault", "answer", "fix"),
+    [
+        (_lose("persistentvolumeclaims", "shared"), "claim shared: is missing", "create it"),
+        (_one_node_at_a_time, "offers ReadWriteOnce", "ReadWriteMany"),
+        (lambda world: world.cluster.runtimes.clear(), "torch-distributed: is missing", "runtime"),
+        (_no_rights, "runner may not create trainjobs, get trainjobs, delete", "trainJobs.enabled"),
+    ],
+)
+def test_each_fault_of_several_nodes_is_named_with_its_fix(
+    fault: Callable[[World], None], answer: str, fix: str, world: World
+) -> None:
+    fault(world)
+    _is_the_one_problem(world.backburn(settings=ON_NODES), answer, fix)
 
 
 def test_everything_dead(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,38 @@ def test_keys_go_only_where_they_are_used(tmp_path: Path) -> None:
         assert keys["HF_TOKEN"] is True
 
 
+@pytest.mark.parametrize("pipeline", ["harden", "audit"])
+def test_with_several_nodes_a_small_task_launches_what_has_the_settings(
+    pipeline: str, tmp_path: Path
+) -> None:
+    audit = ("audit={}",) if pipeline == "audit" else ()
+    several = ("compute.nodes=4", "compute.workspace_claim=shared")
+    tasks = compiled(tmp_path, *EVERYTHING, *several, *audit)
+    launched = {"baseline", "defense-training", "rl-attack"} - (
+        {"defense-training"} if audit else set()
+    )
+    found = {name for name in tasks.containers if step_of(name) in launched}
+    assert {step_of(name) for name in found} == launched
+    for name in found:
+        container, settings = tasks.containers[name], tasks.settings[name]
+        assert container["image"] == "registry/tools:1"
+        resources = container["resources"]
+        assert "accelerator" not in resources
+        assert (resources["resourceCpuRequest"], resources["resourceMemoryLimit"]) == (
+            "500m",
+            "2Gi",
+        )
+        (claim,) = settings["pvcMount"]
+        assert (claim["constant"], claim["mountPath"]) == ("shared", "/workspace")
+        assert variables(container)["BACKBURN_WORKSPACE"] == "/workspace"
+        assert not {"nodeSelector", "tolerations", "emptyDirMounts", "activeDeadlineSeconds"} & set(
+            settings
+        )
+        assert not any("kueue" in label for label in settings["podMetadata"]["labels"])
+    resources = tasks.containers["certification"]["resources"]
+    assert resources["accelerator"]["resourceCount"] == "4", "certification stays on one node"
+
+
 def test_a_cache_can_live_as_long_as_the_pod(tmp_path: Path) -> None:
     tasks = compiled(tmp_path, "compute.cache_size=50Gi")
     for step in ("baseline", "rl-attack"):
@@ -193,6 +225,8 @@ def test_nothing_is_set_that_was_not_asked_for(tmp_path: Path) -> None:
     [
         (["compute.priority=high"], "set `queue` too"),
         (["compute.cache_claim=a", "compute.cache_size=1Gi"], "not both"),
+        (["compute.nodes=2"], "set workspace_claim to a ReadWriteMany claim"),
+        (["compute.nodes=65", "compute.workspace_claim=a"], "compute.nodes"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(setting: list[str], reason: str) -> None:

@@ -54,7 +54,7 @@ class Job:
 
 
 def start(module: str, config_json: str, **arguments: Any) -> dict[str, Any]:
-    """Run a step: in this process, or in as many as `compute.processes` says.
+    """Run a step: in this process, in `compute.processes`, or on `compute.nodes`.
 
     Args:
         module: Import path of the step's logic.
@@ -71,6 +71,10 @@ def start(module: str, config_json: str, **arguments: Any) -> dict[str, Any]:
     """
     config = RunConfig.from_json(config_json)
     job = Job(module, {"config_json": config_json, **arguments})
+    if config.compute.nodes > 1:
+        from backburn.components.shared.scale.trainjob import launch
+
+        return launch(job, config.compute)
     return job.run() if config.compute.processes == 1 else _run_side_by_side(job, config)
 
 
