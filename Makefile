@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 TEST_WORKERS ?= 2
 
-.PHONY: help setup run smoke test lint types wheel chart-readme chart-scan clean
+.PHONY: help setup run smoke test lint types wheel golden chart-readme chart-scan clean
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -45,6 +45,9 @@ types: setup  ## mypy --strict
 
 wheel: setup  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist .
+
+golden: setup  ## Write what every recipe compiles to into tests/pipelines/golden
+	$(BIN)/python -m tests.pipelines.goldens
 
 chart-readme: setup  ## Write the table of values into the chart's README
 	$(BIN)/python -m tests.charts.values_table
