@@ -15,7 +15,7 @@ from tests.pipelines.goldens import (
 )
 
 
-@pytest.mark.parametrize(("recipe", "pipeline"), CASES, ids=" ".join)
+@pytest.mark.parametrize(("recipe", "pipeline"), CASES)
 def test_what_a_recipe_compiles_to(recipe: str, pipeline: str) -> None:
     kept = golden_file(recipe, pipeline)
     assert kept.is_file(), f"no {kept.name}: `make golden` writes it"
