@@ -12,6 +12,7 @@ stand-in for fused attention, which meta tensors do not have.
 import argparse
 import contextlib
 import io
+import math
 import os
 import tempfile
 import time
@@ -43,7 +44,7 @@ from backburn.components.shared.sampling import (
     invert_cumulative,
     read_packed,
 )
-from backburn.components.shared.sizing import ARCHITECTURES, GPUS, Adapter, Architecture
+from backburn.components.shared.sizing import ARCHITECTURES, GPUS, Adapter, Architecture, Gpu
 from backburn.components.shared.supervised import (
     Example,
     References,
@@ -53,7 +54,7 @@ from backburn.components.shared.supervised import (
 )
 from backburn.components.shared.tiny_model import train_tiny_model
 from backburn.pipelines.recipes import load_recipe
-from backburn.pipelines.sizing import growth, read_prompts, size_run
+from backburn.pipelines.sizing import StepSize, growth, read_prompts, size_run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import (
@@ -69,6 +70,8 @@ LARGE = {
     "70B": "meta-llama/Llama-3.1-70B-Instruct",
     "405B": "meta-llama/Llama-3.1-405B-Instruct",
 }
+RECIPE = "llama3-8b"
+"""Whose settings the large models are sized with."""
 _ADAPTER = Adapter(LoraSettings().rank)
 _WIDTH = 2
 _STAND_IN = "fused_stand_in"
@@ -400,6 +403,78 @@ def _seconds(work: Callable[[], Any], times: int) -> Iterator[float]:
         yield time.perf_counter() - start
 
 
+def predicted_tables() -> str:
+    """What the recipe `llama3-8b` needs with models of three sizes, and how hours grow."""
+    config = load_recipe(RECIPE)
+    prompts = read_prompts(config)
+    lines = [
+        "| model, step | GPU memory | of it weights, trained, largest pass (GB) | H100s, H200s "
+        "that would hold it | " + " | ".join(f"hours, {name}" for name in GPUS) + " |",
+        "|---|---|---|---|" + "---|" * len(GPUS),
+    ]
+    for title, name in LARGE.items():
+        found = size_run(config, ARCHITECTURES[name], prompts)
+        for step in found.steps:
+            peak_bytes = found.gpu_bytes(step)
+            pass_name = step.largest()
+            trained, held = step.passes[pass_name]
+            weights = found.width * found.model.parameters
+            cards = (
+                math.ceil(peak_bytes / (GPUS[name].usable * GPUS[name].memory))
+                for name in ("h100", "h200")
+            )
+            cells = [
+                f"{title}, {step.name}",
+                f"{peak_bytes / 1e9:,.0f} GB",
+                f"{step.copies_of_weights:.0f} x {weights / 1e9:,.0f}, {trained / 1e9:.1f}, "
+                f"{held / 1e9:,.0f} ({pass_name})",
+                ", ".join(f"{count}" for count in cards),
+                *(_hours(step, gpu) for gpu in GPUS.values()),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        totals = [
+            " to ".join(f"{hours:.1f}" for hours in found.hours(gpu)) for gpu in GPUS.values()
+        ]
+        lines.append(f"| **{title}, run** | | | | {' | '.join(totals)} |")
+    model, card = ARCHITECTURES[LARGE["8B"]], GPUS["h100"]
+    lines += [
+        "",
+        "| budget of the attack, 8B on an H100 | GPU hours, no hardened arm moves | all move |",
+        "|---|---|---|",
+    ]
+    matrix = load_recipe(RECIPE, ["attack.arms=[matrix]"])
+    for title, changed in (*growth(config), ("every shipped arm instead", matrix)):
+        least, most = size_run(changed, model, prompts).hours(card)
+        lines.append(f"| {title} | {least:.1f} | {most:.1f} |")
+    return "\n".join(lines)
+
+
+def _hours(step: StepSize, gpu: Gpu) -> str:
+    found = [gpu.seconds(step.work) / 3600]
+    if step.moving:
+        found.append(found[0] + gpu.seconds(step.moving) / 3600)
+    return " to ".join(f"{hours:.2f}" for hours in found)
+
+
+def measured_table(found: Sequence[Ratio]) -> str:
+    """Predictions beside what was measured."""
+    lines = ["| model | what | predicted | measured | ratio |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {item.model} | {item.what} | {item.predicted:.4g} | {item.measured:.4g} "
+        f"| {item.ratio:.2f} |"
+        for item in found
+    ]
+    return "\n".join(lines)
+
+
+def put_between_markers(page: str, name: str, text: str) -> str:
+    """The page with a text between `<!-- name: begin -->` and `<!-- name: end -->`."""
+    begin, end = (f"<!-- {name}: {edge} -->\n" for edge in ("begin", "end"))
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}{text}\n{end}{after}"
+
+
 def main() -> None:
     """Measure and print; with --write also put the tables into the page."""
     parser = argparse.ArgumentParser(
@@ -413,9 +488,13 @@ def main() -> None:
     for title, name in LARGE.items():
         found += measure_shapes(title, ARCHITECTURES[name], 60, 40)
     found += speeds()
-    for item in found:
-        print(f"{item.model:24} {item.what:44} {item.predicted:10.4g} {item.measured:10.4g} "
-              f"{item.ratio:6.3f}")  # fmt: skip
+    tables = {"predicted": predicted_tables(), "measured": measured_table(found)}
+    print("\n\n".join(tables.values()))
+    if options.write:
+        page = PAGE.read_text(encoding="utf-8")
+        for name, text in tables.items():
+            page = put_between_markers(page, name, text)
+        PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
