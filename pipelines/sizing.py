@@ -384,7 +384,7 @@ class _Sizer:
         checkpoints = len({s for s in settings.checkpoints if s <= steps} | {steps})
         full = arm.adapter == "full"
         adapter = Adapter(0) if full else _adapter(arm.lora)
-        moves = role == "control" or bool(arm.entropy_coefficient) or arm.domain is not None
+        moves = role == "control" or arm.moves_without_signal
         if not moves:
             self._reads(step, 1, held_out + arm.prompts, self.prompts.rejection)
         work = step.work if moves else step.moving
