@@ -382,12 +382,12 @@ def speeds() -> list[Ratio]:
     card = GPUS["h100"]
     weights = torch.rand(40, 128256)
     uniform = torch.rand(40, dtype=torch.float64)
-    sampled = min(_seconds(lambda: invert_cumulative(weights, uniform), 5))
+    sampled = min(_seconds(lambda: invert_cumulative(weights, uniform), 20))
     loaded = _load(TINY)
     network = add_lora(loaded, LoraSettings(), 0).eval()
     ids = torch.tensor([[7]])
     with torch.no_grad():
-        token = min(_seconds(lambda: network(input_ids=ids), 20))
+        token = min(_seconds(lambda: network(input_ids=ids), 200))
     layers = ARCHITECTURES[TINY].layers
     return [
         Ratio("this host", "probabilities sampled a second", card.sampled_per_second,
