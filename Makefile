@@ -9,7 +9,7 @@ DOCKER ?= docker
 IMAGES ?= train tools
 DOCKER_BUILD_OPTIONS ?=
 
-.PHONY: help setup run smoke test lint types wheel images test-images locks vulnerabilities chart-readme chart-scan clean
+.PHONY: help setup run smoke test lint types wheel golden images test-images locks vulnerabilities chart-readme chart-scan clean
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -70,6 +70,9 @@ vulnerabilities:  ## Ask PyPI for known vulnerabilities of what the images lock
 	for lock in train tools sbom build weights; do \
 	  build/audit/bin/pip-audit --disable-pip --no-deps --strict --requirement docker/locks/$$lock.txt || exit 1; \
 	done
+
+golden: setup  ## Write what every recipe compiles to into tests/pipelines/golden
+	$(BIN)/python -m tests.pipelines.goldens
 
 chart-readme: setup  ## Write the table of values into the chart's README
 	$(BIN)/python -m tests.charts.values_table

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from backburn.components.shared.errors import BackburnError, InputError
-from backburn.pipelines import doctor_cli, schedule_cli, submit_cli
+from backburn.pipelines import doctor_cli, schedule_cli, size_cli, submit_cli
 from backburn.pipelines.kfp_options import RecipeOption, SetOption
 from backburn.pipelines.local_options import NO_NETWORK, NetworkOption, Runner, RunnerOption
 from rich.console import Console
@@ -43,6 +43,7 @@ app = typer.Typer(
 app.add_typer(schedule_cli.app, name="schedule")
 submit_cli.add_commands(app)
 doctor_cli.add_commands(app)
+size_cli.add_commands(app)
 
 RunIdOption = Annotated[
     str | None,

@@ -1,0 +1,130 @@
+"""`backburn size`: what a run needs follows from its configuration."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backburn.components.shared.errors import InputError
+from backburn.components.shared.sizing import ARCHITECTURES, GPUS
+from backburn.pipelines.cli import app
+from backburn.pipelines.recipes import load_recipe, shipped_recipes
+from backburn.pipelines.sizing import (
+    Sizing,
+    gpus_at_once,
+    growth,
+    read_architecture,
+    read_prompts,
+    size_run,
+)
+from typer.testing import CliRunner
+
+CARD = GPUS["h100"]
+LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
+
+
+def sized(*overrides: str) -> Sizing:
+    config = load_recipe("llama3-8b", overrides)
+    return size_run(config, read_architecture(config), read_prompts(config))
+
+
+def invoked(*arguments: str) -> Any:
+    done = CliRunner().invoke(app, ["size", *arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_every_shipped_recipe_can_be_sized(recipe: str) -> None:
+    config = load_recipe(recipe)
+    found = size_run(config, read_architecture(config), read_prompts(config))
+    assert [step.name.partition(",")[0] for step in found.steps] == [
+        "baseline", "defense_training", "certification", "rl_attack", "rl_attack",
+    ]  # fmt: skip
+    least, most = found.hours(CARD)
+    assert 0 < least < most
+
+
+def test_arms_that_keep_still_cost_nothing_and_moving_ones_full_steps() -> None:
+    config = load_recipe("llama3-8b")
+    hours = {
+        title: size_run(changed, ARCHITECTURES[LLAMA], read_prompts(config)).hours(CARD)
+        for title, changed in growth(config)
+    }
+    least, most = hours["as configured"]
+    assert hours["twice the seeds"] == pytest.approx((least, 2 * most - least), rel=0.01)
+    assert hours["half the steps"][0] == pytest.approx(least, rel=0.01)
+    assert hours["half the steps"][1] < 0.7 * most
+    assert hours["one control seed an arm"][0] < least
+    moving = sized("attack.arms.0.entropy_coefficient=0.01").hours(CARD)
+    assert moving[0] == pytest.approx(most, rel=0.01)
+
+
+def test_an_audit_hardens_nothing() -> None:
+    assert "defense_training" not in [step.name for step in sized("audit={}").steps]
+    assert sized("audit={}").store["hardened adapter, MLflow"] == 0
+
+
+def test_memory_grows_with_the_rows_of_a_step_and_rows_that_fit_are_named() -> None:
+    few, many = sized("attack.arms.0.prompts_per_step=1"), sized()
+    step, wide = few.steps[-1], many.steps[-1]
+    assert (step.rows, wide.rows) == (8, 40)
+    assert few.gpu_bytes(step) < CARD.usable * CARD.memory < many.gpu_bytes(wide)
+    fitting = many.fitting_rows(wide, CARD)
+    assert 8 < fitting < 40
+    again = sized(f"attack.arms.0.prompts_per_step={fitting // 8}")
+    assert again.gpu_bytes(again.steps[-1]) <= CARD.usable * CARD.memory
+
+
+def test_full_training_holds_gradients_and_moments_of_every_weight() -> None:
+    found = sized("attack.arms.0.adapter=full", "attack.arms.0.prompts_per_step=1")
+    step = found.steps[-1]
+    trained, _ = step.passes[step.largest()]
+    assert trained == 4 * 2 * found.model.parameters
+
+
+def test_gpus_at_once() -> None:
+    assert gpus_at_once(load_recipe("llama3-8b")) == 4
+    assert gpus_at_once(load_recipe("smoke")) == 2
+
+
+def test_json_has_the_same_figures() -> None:
+    found = invoked("-r", "llama3-8b", "--gpu", "h200", "--set", "attack.arms.0.prompts_per_step=1")
+    own = sized("attack.arms.0.prompts_per_step=1")
+    assert found["parameters"] == 8_030_261_248
+    assert [step["gpu_bytes"] for step in found["steps"]] == [
+        own.gpu_bytes(step) for step in own.steps
+    ]
+    assert found["gpu_hours"]["all_move"] == own.hours(GPUS["h200"])[1]
+
+
+def test_another_peak_and_another_model() -> None:
+    slow = invoked("-r", "llama3-8b", "--tflops", "10")
+    assert slow["gpu_hours"]["none_moves"] > sized().hours(CARD)[0]
+    large = invoked("-r", "llama3-8b", "--architecture", "meta-llama/Llama-3.1-70B-Instruct")
+    assert not any(step["fits"] for step in large["steps"])
+
+
+def test_the_table_says_what_does_not_fit() -> None:
+    done = CliRunner().invoke(app, ["size", "-r", "llama3-8b"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "defense_training: a GRPO step has 64 rows" in done.stdout
+    assert "GPUs at once: 4" in done.stdout
+
+
+def test_sizes_are_read_from_config_json(tmp_path: Path) -> None:
+    values = {
+        "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
+        "intermediate_size": 128, "vocab_size": 1000, "model_type": "qwen2",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(values), "utf-8")
+    config = load_recipe("llama3-8b", [f"model.id={tmp_path}"])
+    found = read_architecture(config)
+    assert (found.layers, found.kv_heads, found.head_size, found.qkv_bias) == (2, 4, 16, True)
+    assert read_architecture(load_recipe("smoke"), str(tmp_path)) == found
+
+
+@pytest.mark.parametrize("model", ["s3://bucket/model", "owner/unknown", "./absent"])
+def test_unknown_sizes_are_bad_input(model: str) -> None:
+    with pytest.raises(InputError, match="Give --architecture the model's config"):
+        read_architecture(load_recipe("llama3-8b", [f"model.id={model}"]))
