@@ -73,9 +73,9 @@ def size(
     console.print(_steps(found, card))
     for step in found.steps:
         if (most := found.fitting_rows(step, card)) < step.rows:
+            helps = f"{most} fit, and the step lowers that by itself" if most else "not one fits"
             console.print(
-                f"{step.name}: a GRPO step has {step.rows} rows (prompts times group size), and "
-                f"{most} fit on this card",
+                f"{step.name}: a GRPO step holds {step.rows} rows at once; on this card {helps}",
                 highlight=False,
             )
     least, most_hours = found.hours(card)

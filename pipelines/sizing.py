@@ -46,7 +46,7 @@ PROCESS_BYTES = 4e9
 """Python, torch and CUDA in main memory."""
 _MEASURED, _BENIGN_LOSS_PROMPTS, _ROOM = 20, 24, 64
 _GENERIC_REFUSAL_TOKENS = 45.0
-_MOST_ROWS, _MOST_PACKED, _SET_ASIDE = 96, 2048, 16
+_MOST_ROWS, _MOST_PACKED, _MOST_TRAINED, _SET_ASIDE = 96, 2048, 2048, 16
 Work = list[tuple[float, Pass]]
 
 
@@ -73,7 +73,7 @@ class StepSize:
     """Pass -> bytes of what is trained meanwhile (with gradients, optimiser and copies that are
     kept) and bytes that the pass holds at its peak. Passes come one after the other."""
     rows: int = 0
-    """Of the largest GRPO step: prompts times group size, all in one pass."""
+    """Of the largest GRPO step: how many are in memory at once."""
     row_bytes: float = 0.0
     """What each of them holds."""
     rows_trained: float = 0.0
@@ -428,21 +428,33 @@ class _Sizer:
         splits: Sequence[str],
         reference: bool = False,
     ) -> None:
-        """Steps of `GroupTrainer` on a GPU: one batch of all rows, padded, prompts in each."""
+        """Steps of `GroupTrainer` on a GPU: padded rows, prompts in each.
+
+        Where they do not fit into one pass, all are read without keeping activations, and then
+        each part is read again for its backward pass.
+        """
         rows = prompts * size
+        longest = self._longest(splits) + completion
+        at_once = min(rows, max(1, int(_MOST_TRAINED // longest)))
         tokens, kept = rows * (self.prompts.mean + completion), rows * completion
         drawn = rollout(self.model, prompts, size, self.prompts.mean, completion, self.width,
                         adapter.rank)  # fmt: skip
         work += [(steps * count, item) for count, item in drawn]
-        work.append((steps, train(self.model, tokens, kept, self.width, adapter, rows)))
-        if reference:
-            work.append((steps, read(self.model, tokens, kept, self.width, rows=rows)))
-        longest = rows * (self._longest(splits) + completion)
-        held = activation_bytes(self.model, longest, self.width, adapter)
-        held += head_bytes(self.model, kept, self.width)
-        trained = self._hold(step, f"GRPO step, {rows} rows", held, adapter)
+        parts = rows / at_once
+        part, kept_part = tokens / parts, kept / parts
+        work.append(
+            (steps * parts, train(self.model, part, kept_part, self.width, adapter, at_once))
+        )
+        again = int(reference) + int(at_once < rows)
+        if again:
+            again_read = read(self.model, part, kept_part, self.width, rows=at_once)
+            work.append((steps * parts * again, again_read))
+        held = activation_bytes(self.model, at_once * longest, self.width, adapter)
+        held += head_bytes(self.model, kept_part, self.width)
+        title = f"GRPO step, {at_once} of {rows} rows at once"
+        trained = self._hold(step, title, held, adapter)
         if trained + held > step.rows_trained + step.rows * step.row_bytes:
-            step.rows, step.row_bytes, step.rows_trained = rows, held / rows, trained
+            step.rows, step.row_bytes, step.rows_trained = at_once, held / at_once, trained
 
     def _draws(
         self,

@@ -239,7 +239,8 @@ def activation_bytes(model: Architecture, tokens: float, width: int, adapter: Ad
       w is 2: 4 * (5h + q + i), and 4 * (2h + i) where w is 4; and 7 * 4 * rank;
     - of weights that are trained, their inputs instead: (4h + i) * w.
 
-    Fused attention keeps no scores. There is no gradient checkpointing.
+    Fused attention keeps no scores. Blocks are not recomputed, only parts of a batch that do not
+    fit into one pass.
     """
     h, q, i = model.hidden, model.query, model.intermediate
     both = 2 * FLOAT32 * h + 4 * q * width + 3 * i * width

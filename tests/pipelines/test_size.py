@@ -1,6 +1,7 @@
 """`backburn size`: what a run needs follows from its configuration."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,17 @@ def test_an_audit_hardens_nothing() -> None:
     assert sized("audit={}").store["hardened adapter, MLflow"] == 0
 
 
-def test_memory_grows_with_the_rows_of_a_step_and_rows_that_fit_are_named() -> None:
+def test_rows_at_once_are_bounded_by_their_tokens_and_rows_that_fit_are_named() -> None:
     few, many = sized("attack.arms.0.prompts_per_step=1"), sized()
     step, wide = few.steps[-1], many.steps[-1]
-    assert (step.rows, wide.rows) == (8, 40)
-    assert few.gpu_bytes(step) < CARD.usable * CARD.memory < many.gpu_bytes(wide)
-    fitting = many.fitting_rows(wide, CARD)
-    assert 8 < fitting < 40
-    again = sized(f"attack.arms.0.prompts_per_step={fitting // 8}")
-    assert again.gpu_bytes(again.steps[-1]) <= CARD.usable * CARD.memory
+    assert step.rows == wide.rows == 8
+    assert "of 8 rows at once" in step.largest()
+    assert "of 40 rows at once" in wide.largest()
+    assert many.gpu_bytes(wide) < CARD.usable * CARD.memory
+    small = replace(CARD, memory=40e9)
+    assert 0 < many.fitting_rows(wide, small) < wide.rows
+    longer = sized("attack.max_completion_tokens=600")
+    assert longer.steps[-1].rows < wide.rows
 
 
 def test_full_training_holds_gradients_and_moments_of_every_weight() -> None:
@@ -106,9 +109,10 @@ def test_another_peak_and_another_model() -> None:
 
 
 def test_the_table_says_what_does_not_fit() -> None:
-    done = CliRunner().invoke(app, ["size", "-r", "llama3-8b"], catch_exceptions=False)
+    large = ["--architecture", "meta-llama/Llama-3.1-70B-Instruct"]
+    done = CliRunner().invoke(app, ["size", "-r", "llama3-8b", *large], catch_exceptions=False)
     assert done.exit_code == 0
-    assert "defense_training: a GRPO step has 64 rows" in done.stdout
+    assert "defense_training: a GRPO step holds 5 rows at once; on this card not one" in done.stdout
     assert "GPUs at once: 4" in done.stdout
 
 
