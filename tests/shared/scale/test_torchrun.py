@@ -40,11 +40,11 @@ SHORT = (
     "attack.max_completion_tokens=12",
 )
 """Few steps: each multiplies the difference that the order of summation makes."""
-CLOSE = 1e-3
+CLOSE = 1e-4
 """Of figures after those steps. Gradients differ by 1e-6 of the largest, but Adam divides each by
 its own size, so that the smallest ones, all rounding, move a weight as far as the others do."""
 STEP = 5e-3
-"""The largest learning rate: how far rounding may move a weight in one step."""
+"""The largest learning rate. Rounding moves single weights by as much, not all of them."""
 SOON = 20.0
 """Seconds, on a busy machine."""
 
@@ -188,7 +188,7 @@ def test_steps_of_two_processes_give_the_results_of_one_and_write_them_once(
             for steps in (one, two)
         )
         for key, value in first.items():
-            torch.testing.assert_close(value, second[key], rtol=0.0, atol=STEP)
+            assert float((value - second[key]).abs().mean()) < STEP / 1000, key
     assert {path.relative_to(one.folder) for path in one.folder.rglob("*")} == {
         path.relative_to(two.folder) for path in two.folder.rglob("*")
     }
