@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import optuna
 import psutil
 import pytest
 import torch
@@ -203,6 +204,29 @@ def test_steps_of_two_processes_give_the_results_of_one_and_write_them_once(
         expected, found = metrics, tracked(workplace, "run-2")[step][1]
         assert tracked(workplace, "run-2")[step][0] == status
         same(expected, found, step)
+
+
+def test_one_process_of_a_sweep_searches_and_all_attack(
+    workplace: Path, one: Steps, tmp_path: Path
+) -> None:
+    storage = f"sqlite:///{tmp_path}/sweep.db"
+    sweep = [f"attack.sweep={{trials: 2, steps: 2, storage: '{storage}'}}"]
+    start(
+        "backburn.components.rl_attack.step",
+        configuration(2, *sweep, "attack.checkpoints=[0, 2]"),
+        run_id="sweep",
+        group={"role": "hardened", "arms": [], "sweep": True},
+        dataset=str(workplace / "dataset"),
+        target=str(one.folder / "hardened"),
+        sealed=str(tmp_path / "sealed"),
+        statistics=str(tmp_path / "statistics.json"),
+    )
+    found = read_json(tmp_path / "statistics.json")
+    (name,) = optuna.get_all_study_names(storage)
+    assert [trial["number"] for trial in found["sweep"]] == [0, 1]
+    assert len(optuna.load_study(study_name=name, storage=storage).trials) == 2
+    assert [arm["arm"] for arm in found["arms"]] == ["sweep-worst"]
+    assert any(trial["live_groups"] for trial in found["sweep"])
 
 
 def test_a_lost_process_ends_the_step_soon_with_one_line(
