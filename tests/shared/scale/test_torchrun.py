@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import optuna
 import psutil
 import pytest
 import torch
@@ -40,11 +41,11 @@ SHORT = (
     "attack.max_completion_tokens=12",
 )
 """Few steps: each multiplies the difference that the order of summation makes."""
-CLOSE = 1e-3
+CLOSE = 1e-4
 """Of figures after those steps. Gradients differ by 1e-6 of the largest, but Adam divides each by
 its own size, so that the smallest ones, all rounding, move a weight as far as the others do."""
 STEP = 5e-3
-"""The largest learning rate: how far rounding may move a weight in one step."""
+"""The largest learning rate. Rounding moves single weights by as much, not all of them."""
 SOON = 20.0
 """Seconds, on a busy machine."""
 
@@ -188,7 +189,7 @@ def test_steps_of_two_processes_give_the_results_of_one_and_write_them_once(
             for steps in (one, two)
         )
         for key, value in first.items():
-            torch.testing.assert_close(value, second[key], rtol=0.0, atol=STEP)
+            assert float((value - second[key]).abs().mean()) < STEP / 1000, key
     assert {path.relative_to(one.folder) for path in one.folder.rglob("*")} == {
         path.relative_to(two.folder) for path in two.folder.rglob("*")
     }
@@ -203,6 +204,29 @@ def test_steps_of_two_processes_give_the_results_of_one_and_write_them_once(
         expected, found = metrics, tracked(workplace, "run-2")[step][1]
         assert tracked(workplace, "run-2")[step][0] == status
         same(expected, found, step)
+
+
+def test_one_process_of_a_sweep_searches_and_all_attack(
+    workplace: Path, one: Steps, tmp_path: Path
+) -> None:
+    storage = f"sqlite:///{tmp_path}/sweep.db"
+    sweep = [f"attack.sweep={{trials: 2, steps: 2, storage: '{storage}'}}"]
+    start(
+        "backburn.components.rl_attack.step",
+        configuration(2, *sweep, "attack.checkpoints=[0, 2]"),
+        run_id="sweep",
+        group={"role": "hardened", "arms": [], "sweep": True},
+        dataset=str(workplace / "dataset"),
+        target=str(one.folder / "hardened"),
+        sealed=str(tmp_path / "sealed"),
+        statistics=str(tmp_path / "statistics.json"),
+    )
+    found = read_json(tmp_path / "statistics.json")
+    (name,) = optuna.get_all_study_names(storage)
+    assert [trial["number"] for trial in found["sweep"]] == [0, 1]
+    assert len(optuna.load_study(study_name=name, storage=storage).trials) == 2
+    assert [arm["arm"] for arm in found["arms"]] == ["sweep-worst"]
+    assert any(trial["live_groups"] for trial in found["sweep"])
 
 
 def test_a_lost_process_ends_the_step_soon_with_one_line(
