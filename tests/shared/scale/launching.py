@@ -66,7 +66,7 @@ class World(NamedTuple):
         return [int(line) for line in self.started.read_text().splitlines()]
 
 
-def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
+def until(true: Callable[[], Any], seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not happen"

@@ -49,7 +49,7 @@ def test_two_nodes_run_the_step_and_its_outputs_come_back(
 
 def test_a_killed_launcher_s_successor_goes_on_waiting_for_the_same_job(world: World) -> None:
     go = world.folder / "go"
-    plan = {"seconds": 120, "until": str(go)}
+    plan = {"seconds": 600, "until": str(go)}
     first = world.start(world.kubeconfig, **plan)
     until(world.step_processes)
     first.send_signal(signal.SIGKILL)
@@ -62,7 +62,7 @@ def test_a_killed_launcher_s_successor_goes_on_waiting_for_the_same_job(world: W
         if "is there already (" in line:
             go.touch()
             break
-    out, _ = second.communicate(timeout=60)
+    out, _ = second.communicate(timeout=300)
     assert second.returncode == 0, out
     assert "first of 2" in out, "the log from its beginning"
     assert world.step_processes() == [process]
@@ -73,11 +73,11 @@ def test_a_killed_launcher_s_successor_goes_on_waiting_for_the_same_job(world: W
 
 @pytest.mark.parametrize("where", ["cluster", "local"])
 def test_a_launcher_that_is_told_to_go_takes_its_job_along(world: World, where: str) -> None:
-    launcher = world.start(world.kubeconfig if where == "cluster" else where, seconds=120)
+    launcher = world.start(world.kubeconfig if where == "cluster" else where, seconds=600)
     until(world.step_processes)
     told = time.monotonic()
     launcher.terminate()
-    out, _ = launcher.communicate(timeout=30)
+    out, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 128 + signal.SIGTERM, out
     assert time.monotonic() - told < 25, "Kubernetes waits 30 s"
     assert not (world.folder / "out" / "record").exists()
@@ -87,7 +87,7 @@ def test_a_launcher_that_is_told_to_go_takes_its_job_along(world: World, where: 
 def test_on_this_machine_a_job_ends_with_its_launcher_and_can_be_started_again(
     world: World,
 ) -> None:
-    plan = {"seconds": 120, "until": str(world.folder / "go")}
+    plan = {"seconds": 600, "until": str(world.folder / "go")}
     launcher = world.start("local", **plan)
     until(world.step_processes)
     launcher.kill()
@@ -95,7 +95,7 @@ def test_on_this_machine_a_job_ends_with_its_launcher_and_can_be_started_again(
     until(lambda: not alive(world.step_processes()[0]), 20)
     (world.folder / "go").touch()
     again = world.start("local", **plan)
-    out, _ = again.communicate(timeout=120)
+    out, _ = again.communicate(timeout=300)
     assert again.returncode == 0, out
     assert "first of 2" in out
     assert "{'digest': 'abc', 'size': 2}" in out
@@ -124,7 +124,7 @@ def test_a_job_that_is_of_no_use_is_replaced(
 
 
 def test_other_inputs_make_another_job(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = {"seconds": 120, "starts": str(world.started)}
+    plan = {"seconds": 600, "starts": str(world.started)}
     launcher = world.start(world.kubeconfig, **plan)
     until(world.step_processes)
     launcher.kill()
