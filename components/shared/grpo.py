@@ -516,7 +516,7 @@ def grpo_arguments(
     device: str = "cpu",
 ) -> GRPOConfig:
     """TRL settings of one on-policy GRPO run that writes nothing to disk, `max_steps` apart."""
-    return GRPOConfig(
+    arguments = GRPOConfig(
         output_dir=str(scratch),
         per_device_train_batch_size=prompts_per_step * group_size,
         gradient_accumulation_steps=1,
@@ -544,6 +544,9 @@ def grpo_arguments(
         max_grad_norm=1.0,
         weight_decay=0.0,
     )
+    # Otherwise transformers copies the model to every GPU it sees, and multiplies the batch.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 class _StepCallback(TrainerCallback):  # type: ignore[misc]
