@@ -55,7 +55,7 @@ def sweep(
     Returns:
         The trials that were run, pruned ones included, and the recipe of the worst.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a warning quotes a failed trial's error
     config, base = settings.sweep, settings.arms[0]
     identity = {
         "base": base.model_dump(mode="json"),
