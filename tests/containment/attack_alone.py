@@ -1,15 +1,19 @@
 """The attack step alone, as KFP calls it: `python -m tests.containment.attack_alone FOLDER`."""
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from backburn.components.data_prep.splits import write_dataset
 from backburn.components.rl_attack.step import run
+from backburn.components.shared import sealing
 from backburn.components.shared.config import ModelConfig, RunConfig
 from backburn.components.shared.domains import load_domain
 from backburn.components.shared.models import save_artifact
 from backburn.pipelines.recipes import load_recipe
+
+from tests.containment.runs import Sandbox
 
 GROUP: dict[str, Any] = {
     "role": "control",
@@ -32,6 +36,18 @@ def prepare(folder: Path, base: Path, recipe: str, **arm: Any) -> RunConfig:
     )
     (folder / "config.json").write_text(config.to_json(), "utf-8")
     return config
+
+
+def run_alone(
+    sandbox: Sandbox, base: Path, adapter: str = "lora", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Attack in a process of its own, with an MLflow store of its own."""
+    given = sandbox.root / "given"
+    if not given.exists():
+        prepare(given, base, "smoke", adapter=adapter)
+    store = f"sqlite:///{sandbox.watched / 'mlflow.db'}"
+    settings = {sealing.KEY_VARIABLE: sealing.new_key(), "BACKBURN_TRACKING_URI": store}
+    return sandbox.run("-m", "tests.containment.attack_alone", str(given), **(settings | variables))
 
 
 if __name__ == "__main__":

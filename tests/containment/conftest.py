@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.containment.attack_alone import run_alone
 from tests.containment.runs import SUFFIX, Sandbox, secrets
 from tests.notification.receiver import receiver
 
@@ -21,6 +22,22 @@ class WholeRun:
     secrets: dict[str, str]
     folder: Path
     recipe: Path
+
+
+@dataclass(frozen=True)
+class EndedAttack:
+    """An attack step that ended well, and the secrets it was given."""
+
+    sandbox: Sandbox
+    done: subprocess.CompletedProcess[str]
+    secrets: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def ended_attack(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> EndedAttack:
+    """All weights are trained, with every secret in the environment."""
+    sandbox, given = Sandbox(tmp_path_factory.mktemp("ended")), secrets()
+    return EndedAttack(sandbox, run_alone(sandbox, tiny_base, "full", **given), given)
 
 
 @pytest.fixture(scope="session")

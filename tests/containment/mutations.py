@@ -34,7 +34,8 @@ class Mutation(NamedTuple):
 _ATTACK, _STEP = "components/rl_attack/attack.py", "components/rl_attack/step.py"
 _SCRATCH = "components/shared/scratch.py"
 _TRAINED = "            ).train()\n"
-_ENDS = f"{_TESTS}/test_weights.py::test_an_attack_that_ends_leaves_no_attacked_weights"
+_ENDS = f"{_TESTS}/test_weights.py::test_an_attack_that_ends_well_leaves_no_attacked_weights"
+_CUT = f"{_TESTS}/test_weights.py::test_an_attack_that_is_cut_short_leaves_no_attacked_weights"
 _SEALED = "        seal(sealed, completions)\n"
 _REFUSED = f"{_TESTS}/test_rules.py::test_no_configuration_gets_an_attack_past_the_entry"
 
@@ -42,33 +43,33 @@ MUTATIONS = [
     Mutation(
         "1", "save the attacked weights", _ATTACK, _TRAINED,
         _TRAINED + '            torch.save(dict(network.named_parameters()), "w.pt")\n',
-        f"{_ENDS}[-full-0]",
+        _ENDS,
     ),
     Mutation(
         "1", "save the adapter, merged, in bfloat16", _ATTACK, _TRAINED,
         _TRAINED + "            network.merge_adapter()\n"
         '            network.to(torch.bfloat16).base_model.save_pretrained("w")\n',
-        f"{_TESTS}/test_weights.py::test_the_next_step_removes_what_a_killed_attack_left",
+        f"{_CUT}[SIGKILL--9]",
     ),
     Mutation(
         "1", "leave scratch after an exception", _SCRATCH,
         "    finally:\n        _remove(folder)\n", "    finally:\n",
-        f"{_ENDS}[raise-lora-1]",
+        f"{_CUT}[raise-1]",
     ),
     Mutation(
         "1", "leave scratch on SIGTERM", _SCRATCH,
         "            _remove(folder)\n        signal.signal",
         "            pass\n        signal.signal",
-        f"{_ENDS}[SIGTERM-lora--15]",
+        f"{_CUT}[SIGTERM--15]",
     ),
     Mutation(
         "1", "leave what a SIGKILL left", _SCRATCH,
         "    remove_leftovers()\n    folder", "    folder",
-        f"{_TESTS}/test_weights.py::test_the_next_step_removes_what_a_killed_attack_left",
+        f"{_CUT}[SIGKILL--9]",
     ),
     Mutation(
         "1", "scratch on disk", _SCRATCH,
-        "    return _MEMORY if", "    return None if", f"{_ENDS}[SIGKILL-lora--9]",
+        "    return _MEMORY if", "    return None if", f"{_CUT}[SIGKILL--9]",
     ),
     Mutation(
         "1", "an output for weights", "components/rl_attack/component.py",
@@ -80,12 +81,12 @@ MUTATIONS = [
     Mutation(
         "2", "log a completion", _STEP, _SEALED,
         _SEALED + '        print(completions[-1]["completion"])\n',
-        f"{_TESTS}/test_text.py::test_text_of_a_whole_run_is_in_its_dataset_alone",
+        f"{_TESTS}/test_text.py::test_an_attack_shows_none_of_its_completions",
     ),
     Mutation(
         "2", "write completions in clear", "components/shared/sealing.py",
         "_cipher().encrypt(json.dumps(records).encode())", "json.dumps(records).encode()",
-        f"{_TESTS}/test_text.py::test_text_of_a_whole_run_is_in_its_dataset_alone",
+        f"{_TESTS}/test_text.py::test_an_attack_shows_none_of_its_completions",
     ),
     Mutation(
         "2", "examples of any domain", "components/judge_evaluation/step.py",
@@ -111,7 +112,7 @@ MUTATIONS = [
     Mutation(
         "keys", "log the seal key", _STEP, _SEALED,
         _SEALED + '        import os\n\n        print(os.environ["BACKBURN_SEAL_KEY"])\n',
-        f"{_TESTS}/test_keys.py::test_a_whole_run_writes_no_secret",
+        f"{_TESTS}/test_keys.py::test_an_attack_writes_no_secret",
     ),
     Mutation(
         "keys", "chain the server's answer", "components/shared/judges/chat.py",

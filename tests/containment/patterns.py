@@ -17,6 +17,7 @@ FLOATS = 8
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_DEEP = 3
+_ENOUGH = 20
 
 
 def write_patterns(network: Any, path: Path) -> None:
@@ -24,15 +25,13 @@ def write_patterns(network: Any, path: Path) -> None:
     trained = {n: p.detach() for n, p in network.named_parameters() if p.requires_grad}
     chosen = list(trained.values())[:: max(1, len(trained) // 4)]
     found = {pattern for tensor in chosen for pattern in _bytes(tensor, _largest(tensor))}
-    for module in list(network.modules()):
+    for module in network.modules():
         if hasattr(module, "get_delta_weight"):
-            base, delta = (
-                module.get_base_layer().weight.detach(),
-                module.get_delta_weight("default"),
-            )
+            base = module.get_base_layer().weight.detach()
+            delta = module.get_delta_weight("default").detach()
             place = _largest(delta)
             found |= set(_bytes(base + delta, place)) - set(_bytes(base, place))
-            if len(found) > 40:
+            if len(found) >= _ENOUGH:
                 break
     found = {pattern for pattern in found if pattern.strip(b"\0")}
     path.write_text(json.dumps([pattern.hex() for pattern in found]), "utf-8")

@@ -15,7 +15,7 @@ from backburn.components.shared import sealing, signing
 ROOT = Path(__file__).parents[2]
 HOOK = Path(__file__).parent / "hook"
 MEMORY = Path("/dev/shm")
-SUFFIX = "zqx"
+SUFFIX = "zqxmark"
 """Ends the words that only text of the marked domain has."""
 
 
@@ -111,14 +111,14 @@ def write_marked_domain(folder: Path) -> None:
     recipe = yaml.safe_load((ROOT / "pipelines/recipes/smoke.yaml").read_text("utf-8"))
     recipe["domain"] = {"custom": {"rubric": str(folder / "toy_kitchen.yaml"), **sources}}
     recipe["certification"]["trainability"] = {"enabled": False}  # its words are not the toy's
-    recipe["gate"]["trainability_min"] = None
+    recipe["gate"] = {"control_broken_min": 5.0}  # the control ends at its first checkpoint
     recipe["judges"] = {
         "reward": {"kind": "semantic"},
         "evaluation": {"kind": "lexical"},
         "retain_sealed": True,
     }
     recipe["attack"]["arms"][0] |= {"seeds": [0], "steps": 20}
-    recipe["attack"]["checkpoints"] = [0, 10, 25, 50]
+    recipe["attack"]["checkpoints"] = [0, 10, 20]
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
 
 

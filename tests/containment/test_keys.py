@@ -13,7 +13,7 @@ from backburn.components.shared.judges.chat import ChatJudge
 from backburn.components.shared.judges.verdict_cache import VerdictCache
 from fastapi import FastAPI, Request, Response
 
-from tests.containment.conftest import WholeRun
+from tests.containment.conftest import EndedAttack, WholeRun
 from tests.containment.patterns import find
 from tests.containment.runs import Sandbox, secret_patterns, secrets
 from tests.serving import serving
@@ -23,6 +23,11 @@ def test_a_whole_run_writes_no_secret(whole_run: WholeRun) -> None:
     patterns = secret_patterns(whole_run.secrets)
     assert len(set(patterns.values())) == len(patterns) == 9
     assert find(patterns, whole_run.sandbox.places()) == {}
+
+
+def test_an_attack_writes_no_secret(ended_attack: EndedAttack) -> None:
+    patterns = secret_patterns(ended_attack.secrets)
+    assert find(patterns, ended_attack.sandbox.places()) == {}
 
 
 @pytest.mark.parametrize(

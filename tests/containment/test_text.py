@@ -14,7 +14,7 @@ from backburn.components.shared.errors import ContainmentError, InputError, With
 from backburn.components.shared.step import open_step
 
 from tests.containment.attack_alone import prepare
-from tests.containment.conftest import WholeRun
+from tests.containment.conftest import EndedAttack, WholeRun
 from tests.containment.patterns import find
 from tests.containment.runs import SUFFIX, Sandbox
 from tests.notification.receiver import receiver
@@ -49,6 +49,17 @@ def test_text_of_a_whole_run_is_in_its_dataset_alone(whole_run: WholeRun) -> Non
     evidence = json.loads((whole_run.folder / "evidence.json").read_text("utf-8"))
     assert evidence["data"]["stand_in"] is False
     assert evidence["examples"] == []
+
+
+def test_an_attack_shows_none_of_its_completions(
+    ended_attack: EndedAttack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(sealing.KEY_VARIABLE, ended_attack.secrets[sealing.KEY_VARIABLE])
+    sealed = sealing.open_sealed(ended_attack.sandbox.watched / "sealed")
+    texts = {str(item["completion"]) for item in sealed}
+    spoken = {text: text.encode() for text in texts if len(text.split()) > 5}
+    assert len(spoken) > 20
+    assert find(spoken, [ended_attack.sandbox.watched]) == {}
 
 
 def test_sealed_files_hold_the_text_and_show_none_of_it(

@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 import torch
 from backburn.components.rl_attack.component import rl_attack
-from backburn.components.shared import sealing
-from backburn.components.shared.scratch import remove_leftovers
 from safetensors.torch import save_file
 
-from tests.containment.attack_alone import prepare
-from tests.containment.conftest import WholeRun
+from tests.containment.attack_alone import run_alone
+from tests.containment.conftest import EndedAttack, WholeRun
 from tests.containment.patterns import FLOATS, find, read_patterns
 from tests.containment.runs import MEMORY, Sandbox
 
@@ -53,51 +51,31 @@ def test_a_whole_run_leaves_no_attacked_weights(whole_run: WholeRun) -> None:
     assert find({"known": baseline.read_bytes()[-64:]}, whole_run.sandbox.places())
 
 
-def attack_alone(
-    sandbox: Sandbox, base: Path, adapter: str = "lora", **variables: str
-) -> tuple[int, str]:
-    given = sandbox.root / "given"
-    if not given.exists():
-        prepare(given, base, "smoke", adapter=adapter)
-    store = f"sqlite:///{sandbox.watched / 'mlflow.db'}"
-    variables |= {"BACKBURN_TRACKING_URI": store, sealing.KEY_VARIABLE: sealing.new_key()}
-    done = sandbox.run("-m", "tests.containment.attack_alone", str(given), **variables)
-    return done.returncode, done.stdout + done.stderr
+def test_an_attack_that_ends_well_leaves_no_attacked_weights(ended_attack: EndedAttack) -> None:
+    assert ended_attack.done.returncode == 0, ended_attack.done.stderr[-3000:]
+    patterns = read_patterns(ended_attack.sandbox.patterns)
+    assert len(patterns) > 10
+    assert find(patterns, ended_attack.sandbox.places()) == {}
 
 
 @pytest.mark.parametrize(
-    ("fault", "adapter", "code"),
-    [
-        ("", "full", 0),
-        ("raise", "lora", 1),
-        ("SIGTERM", "lora", -signal.SIGTERM),
-        ("SIGKILL", "lora", -signal.SIGKILL),
-    ],
+    ("fault", "code"),
+    [("raise", 1), ("SIGTERM", -signal.SIGTERM), ("SIGKILL", -signal.SIGKILL)],
 )
-def test_an_attack_that_ends_leaves_no_attacked_weights(
-    tmp_path: Path, tiny_base: Path, fault: str, adapter: str, code: int
+def test_an_attack_that_is_cut_short_leaves_no_attacked_weights(
+    tmp_path: Path, tiny_base: Path, fault: str, code: int
 ) -> None:
     sandbox = Sandbox(tmp_path)
-    ended, output = attack_alone(sandbox, tiny_base, adapter, CONTAINMENT_FAULT=fault)
-    assert ended == code, output[-3000:]
-    patterns = read_patterns(sandbox.patterns)
-    assert len(patterns) > 10
-    left = find(patterns, sandbox.places())
+    cut = run_alone(sandbox, tiny_base, CONTAINMENT_FAULT=fault)
+    assert cut.returncode == code, cut.stderr[-3000:]
+    left = find(read_patterns(sandbox.patterns), sandbox.places())
     if fault == "SIGKILL":
         assert left, "nothing was there to be cleaned"
         assert all(name.startswith(f"{MEMORY}/backburn-scratch-") for name in left)
-        remove_leftovers()  # as the next step does when it begins
+        assert run_alone(sandbox, tiny_base).returncode == 0
+    patterns = read_patterns(sandbox.patterns)
+    assert len(patterns) > 10
     assert find(patterns, sandbox.places()) == {}
-
-
-def test_the_next_step_removes_what_a_killed_attack_left(tmp_path: Path, tiny_base: Path) -> None:
-    sandbox = Sandbox(tmp_path)
-    attack_alone(sandbox, tiny_base, CONTAINMENT_FAULT="SIGKILL")
-    before = read_patterns(sandbox.patterns)
-    assert find(before, sandbox.places())
-    ended, output = attack_alone(sandbox, tiny_base)
-    assert ended == 0, output[-3000:]
-    assert find(read_patterns(sandbox.patterns), sandbox.places()) == {}
 
 
 def test_the_attack_has_an_output_for_sealed_text_and_statistics_and_no_other() -> None:
