@@ -18,6 +18,7 @@ from tests.containment.runs import ROOT
 
 _COPIED = ("components", "pipelines", "tests", "benchmarks", "pyproject.toml")
 _TESTS = "tests/containment"
+_LONGEST_REASON = 110
 
 
 class Mutation(NamedTuple):
@@ -80,7 +81,7 @@ MUTATIONS = [
     ),
     Mutation(
         "2", "log a completion", _STEP, _SEALED,
-        _SEALED + '        print(completions[-1]["completion"])\n',
+        _SEALED + '        print(completions[0]["completion"])\n',
         f"{_TESTS}/test_text.py::test_an_attack_shows_none_of_its_completions",
     ),
     Mutation(
@@ -147,8 +148,8 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
-def outcome(mutation: Mutation, folder: Path) -> str:
-    """What the test says of the mutated tree: caught, MISSED, or that nothing could be said.
+def outcome(mutation: Mutation, folder: Path) -> tuple[str, str]:
+    """What the test says of the mutated tree (caught, MISSED, no answer), and its first error.
 
     Raises:
         ValueError: if the place to change is not there exactly once.
@@ -178,10 +179,9 @@ def outcome(mutation: Mutation, folder: Path) -> str:
         check=False,
     )  # fmt: skip
     if done.returncode == 0:
-        return "MISSED"
-    failed = done.returncode == 1 and "AssertionError" in done.stdout + done.stderr
-    failed |= "DID NOT RAISE" in done.stdout or "LoadedError" in done.stdout
-    return "caught" if failed else f"no answer:\n{done.stdout[-2000:]}"
+        return "MISSED", ""
+    why = next((line for line in done.stdout.splitlines() if line.startswith("E  ")), done.stderr)
+    return "caught" if done.returncode == 1 else "no answer", why[1:_LONGEST_REASON].strip()
 
 
 def main() -> int:
@@ -190,14 +190,14 @@ def main() -> int:
     parser.add_argument("--only", default="", help="Part of the titles or tests to run.")
     only = parser.parse_args().only
     chosen = [item for item in MUTATIONS if only in item.title or only in item.test]
-    print("| rule | mutation | test | result |\n|---|---|---|---|", flush=True)
+    print("| rule | mutation | test | result | by |\n|---|---|---|---|---|", flush=True)
     missed = 0
     for mutation in chosen:
         with tempfile.TemporaryDirectory(prefix="backburn-mutation-") as folder:
-            said = outcome(mutation, Path(folder))
+            said, why = outcome(mutation, Path(folder))
         missed += said != "caught"
         test = mutation.test.rsplit("/", 1)[-1]
-        print(f"| {mutation.rule} | {mutation.title} | `{test}` | {said} |", flush=True)
+        print(f"| {mutation.rule} | {mutation.title} | `{test}` | {said} | {why} |", flush=True)
     return int(missed > 0)
 
 
