@@ -60,7 +60,7 @@ class Sandbox:
             },
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=3600,
             check=False,
         )
         number = len(list(self.watched.glob("*.stdout")))
@@ -111,7 +111,7 @@ def write_marked_domain(folder: Path) -> None:
     recipe = yaml.safe_load((ROOT / "pipelines/recipes/smoke.yaml").read_text("utf-8"))
     recipe["domain"] = {"custom": {"rubric": str(folder / "toy_kitchen.yaml"), **sources}}
     recipe["certification"]["trainability"] = {"enabled": False}  # its words are not the toy's
-    recipe["gate"] = {"control_broken_min": 5.0}  # the control ends at its first checkpoint
+    recipe["gate"] = {"control_broken_min": 2.0}  # the control ends at its first checkpoint
     recipe["judges"] = {
         "reward": {"kind": "semantic"},
         "evaluation": {"kind": "lexical"},
