@@ -117,8 +117,7 @@ MUTATIONS = [
     ),
     Mutation(
         "keys", "chain the server's answer", "components/shared/judges/chat.py",
-        '                f"{self._config.api_key_variable}"\n            ) from None',
-        '                f"{self._config.api_key_variable}"\n            ) from error',
+        "raise errors.exceptions[0] from None", "raise errors.exceptions[0] from errors",
         f"{_TESTS}/test_keys.py::test_a_judge_server_s_answer_is_not_quoted",
     ),
     Mutation(

@@ -153,7 +153,7 @@ class ChatJudge:
                     for _ in range(min(self._config.concurrency, len(exchanges))):
                         group.create_task(work(queue))
             except* (InputError, JudgeError) as errors:
-                raise errors.exceptions[0] from None
+                raise errors.exceptions[0] from None  # the cause quotes the server's response
         return verdicts
 
     async def _judge_one(self, client: openai.AsyncOpenAI, exchange: Exchange) -> Verdict:
@@ -224,7 +224,7 @@ class ChatJudge:
                     text = await self._request(client, messages, kind)
         except (openai.APIError, _Garbled) as error:
             self._note_failure(error)
-            raise _Unusable(_brief(error)) from None  # its text quotes the server's response
+            raise _Unusable(_brief(error)) from error
         self._unreachable = 0
         return text
 
@@ -281,14 +281,14 @@ class ChatJudge:
             raise InputError(
                 f"{where}: {_brief(error)}. Check base_url, model and the key in "
                 f"{self._config.api_key_variable}"
-            ) from None
+            ) from error
         if _transient(error):
             self._unreachable += 1
         if self._unreachable >= self._config.give_up_after:
             raise JudgeError(
                 f"{where}: {self._unreachable} exchanges in a row got no answer "
                 f"({_brief(error)}). Verdicts so far are kept: run again once the judge is up"
-            ) from None
+            ) from error
 
 
 def question_text(rubric: Rubric) -> str:
