@@ -116,8 +116,8 @@ MUTATIONS = [
         f"{_TESTS}/test_keys.py::test_an_attack_writes_no_secret",
     ),
     Mutation(
-        "keys", "chain the server's answer", "components/shared/judges/chat.py",
-        "raise errors.exceptions[0] from None", "raise errors.exceptions[0] from errors",
+        "keys", "quote the server's answer", "components/shared/judges/chat.py",
+        '    code = getattr(error, "status_code", None)', "    return str(error)",
         f"{_TESTS}/test_keys.py::test_a_judge_server_s_answer_is_not_quoted",
     ),
     Mutation(

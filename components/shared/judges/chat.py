@@ -153,7 +153,7 @@ class ChatJudge:
                     for _ in range(min(self._config.concurrency, len(exchanges))):
                         group.create_task(work(queue))
             except* (InputError, JudgeError) as errors:
-                raise errors.exceptions[0] from None  # the cause quotes the server's response
+                raise errors.exceptions[0] from errors
         return verdicts
 
     async def _judge_one(self, client: openai.AsyncOpenAI, exchange: Exchange) -> Verdict:
