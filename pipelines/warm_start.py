@@ -9,12 +9,13 @@ so forking is safe.
 import multiprocessing
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from backburn.components.shared.scratch import scratch_folder
 
 _PRELOADED = [
     "kfp.dsl.executor_main",
@@ -92,8 +93,8 @@ def _execute(
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     from kfp.dsl import executor_main
 
-    with tempfile.TemporaryDirectory(prefix="backburn-task-") as scratch:
-        module = Path(scratch) / "ephemeral_component.py"
+    with scratch_folder() as scratch:
+        module = scratch / "ephemeral_component.py"
         module.write_text(program, encoding="utf-8")
         sys.argv = ["executor_main", "--component_module_path", str(module), *arguments]
         executor_main.executor_main()

@@ -74,7 +74,7 @@ def make_splits(domain: Domain, config: DataConfig, seed: int) -> dict[str, list
         splits[f"{name}_defence"], splits[name] = _divide(rows, config.defence_share, rng)
     _check_sizes(splits)
     _check_lengths(splits)
-    _check_disjoint(splits, config.near_duplicate_threshold)
+    _check_disjoint(splits, config.near_duplicate_threshold, domain.header.stand_in)
     return splits
 
 
@@ -167,8 +167,11 @@ def _check_lengths(splits: dict[str, list[PromptRow]]) -> None:
         )
 
 
-def _check_disjoint(splits: dict[str, list[PromptRow]], threshold: float) -> None:
-    """Compare every two rows of different splits by the Jaccard similarity of their word sets."""
+def _check_disjoint(splits: dict[str, list[PromptRow]], threshold: float, shows_text: bool) -> None:
+    """Compare every two rows of different splits by the Jaccard similarity of their word sets.
+
+    The error quotes their beginnings if it may.
+    """
     entries = [(name, row, _words(row)) for name in PROMPT_SPLITS for row in splits[name]]
     clashes: list[str] = []
     for index, (name, row, words) in enumerate(entries):
@@ -177,9 +180,10 @@ def _check_disjoint(splits: dict[str, list[PromptRow]], threshold: float) -> Non
                 continue
             similarity = _similarity(words, other_words, threshold)
             if similarity >= threshold:
+                quoted = f": {row.text[:70]!r} ~ {other.text[:70]!r}" if shows_text else ""
                 clashes.append(
-                    f"{name} {_where(row)} ~ {other_name} {_where(other)} ({similarity:.2f}): "
-                    f"{row.text[:70]!r} ~ {other.text[:70]!r}"
+                    f"{name} {_where(row)} ~ {other_name} {_where(other)} "
+                    f"({similarity:.2f}){quoted}"
                 )
     if clashes:
         shown = clashes[:_MOST_PAIRS_SHOWN]

@@ -1,6 +1,5 @@
 """One arm: an RL attacker with a budget, trained in memory, measured on held-out prompts."""
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from backburn.components.shared.grpo import (
 from backburn.components.shared.judges import Exchange, Judge
 from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.sampling import CompletionLogits
+from backburn.components.shared.scratch import scratch_folder
 from trl import GRPOConfig
 
 
@@ -258,12 +258,12 @@ def train_arm(
     before_training()
     network, restore = _made_trainable(loaded, arm, _mix(seed, 3))
     try:
-        with tempfile.TemporaryDirectory(prefix="backburn-attack-") as scratch:
+        with scratch_folder() as scratch:
             GroupTrainer(
                 loaded=loaded,
                 peft_model=network,
                 groups=groups,
-                args=arm_arguments(Path(scratch), arm, settings, loaded, seed=_mix(seed, 4)),
+                args=arm_arguments(scratch, arm, settings, loaded, seed=_mix(seed, 4)),
                 on_step=lambda statistics: after_step(statistics, network),
                 start=step,
                 first=drawn,

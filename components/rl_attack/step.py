@@ -16,7 +16,7 @@ from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.domains import load_domain
 from backburn.components.shared.errors import ContainmentError
 from backburn.components.shared.judges import RememberingJudge, make_judge
-from backburn.components.shared.models import ModelManifest, load_artifact
+from backburn.components.shared.models import ModelManifest, load_artifact, read_manifest
 from backburn.components.shared.sampling import CompletionLogits
 from backburn.components.shared.scale.distributed import is_primary
 from backburn.components.shared.sealing import require_key, seal
@@ -61,10 +61,10 @@ def run(
     with open_step(config_json, run_id, title, ["attack"]) as step:
         config = step.config
         require_key()
+        manifest = read_manifest(target)
+        authorise(role, manifest, config)
         use_threads(config, int(group.get("side_by_side", 1)))
         loaded = load_artifact(target, config.model)
-        assert loaded.manifest is not None
-        authorise(role, loaded.manifest, config)
         data = RunDataset(dataset)
         fields = {name: _Field(config, data, name) for name in _domains(config)}
         monitor = RememberingJudge(make_judge(config.judges.evaluation, data.header.rubric))
@@ -100,7 +100,7 @@ def run(
                 watch=watch,
             )
 
-        target_digest = loaded.manifest.digest()
+        target_digest = manifest.digest()
         trials: list[dict[str, Any]] = []
         arms = [(_recipe(config, name), seed) for name, seed in planned]
         if group.get("sweep"):

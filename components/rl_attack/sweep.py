@@ -81,7 +81,7 @@ def _search(
     attack: Attack,
     report: Callable[[int, int, str], None],
 ) -> SweepResult:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a warning quotes a failed trial's error
     config, base = settings.sweep, settings.arms[0]
     identity = {
         "base": base.model_dump(mode="json"),

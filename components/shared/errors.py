@@ -25,6 +25,10 @@ class ContainmentError(BackburnError):
     """An action was refused by the containment policy."""
 
 
+class WithheldError(BackburnError):
+    """A step failed; the failure's own message is left out, for it may quote text."""
+
+
 class JudgeError(BackburnError):
     """A judge cannot be reached; what it said before is kept."""
 

@@ -2,12 +2,14 @@
 
 import os
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from backburn.components.shared.config import RunConfig
-from backburn.components.shared.errors import InputError
+from backburn.components.shared.domains import is_stand_in
+from backburn.components.shared.errors import BackburnError, InputError, WithheldError
 from backburn.components.shared.memory import limits as memory_limits
 from backburn.components.shared.progress import Progress
 from backburn.components.shared.scale.distributed import is_primary, processes_here
@@ -42,6 +44,10 @@ def open_step(
         run_id: Id of the pipeline run.
         name: Shown in progress and MLflow.
         sections: Sections of the configuration the step works from; its MLflow parameters.
+
+    Raises:
+        WithheldError: instead of an error that is none of Backburn's own, where the domain's text
+            may not be shown; it names the error's kind and place.
     """
     start = time.perf_counter()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -52,15 +58,43 @@ def open_step(
     config = RunConfig.from_json(config_json)
     progress = Progress(name)
     progress.update("starting", 0, 1)
-    with (
-        watched(name, config.compute.hang_minutes),
-        StepRun(config, run_id, name) if is_primary() else UntrackedRun() as tracking,
-    ):
-        tracking.settings(config, sections)
-        yield Step(config, run_id, progress, tracking, start)
-        for kind, most in memory_limits().items():
-            tracking.metrics({f"memory/most at once in a {kind}": float(most)})
+    try:
+        with (
+            watched(name, config.compute.hang_minutes),
+            StepRun(config, run_id, name) if is_primary() else UntrackedRun() as tracking,
+        ):
+            tracking.settings(config, sections)
+            yield Step(config, run_id, progress, tracking, start)
+            for kind, most in memory_limits().items():
+                tracking.metrics({f"memory/most at once in a {kind}": float(most)})
+    except BackburnError as error:
+        if _may_show_text(config):
+            raise
+        raise error from None  # what caused it may quote text
+    except Exception as error:
+        if _may_show_text(config):
+            raise
+        raise WithheldError(_without_message(name, error)) from None
     progress.finish()
+
+
+def _may_show_text(config: RunConfig) -> bool:
+    try:
+        return is_stand_in(config.domain)
+    except BackburnError:
+        return False
+
+
+def _without_message(step: str, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
+    return "\n".join(
+        [
+            f"{step} failed with {type(error).__name__}; what it says is withheld, because the "
+            "domain is no stand-in and it may quote its text. It came from:",
+            *places,
+        ]
+    )
 
 
 def use_threads(config: RunConfig, tasks_side_by_side: int = 1) -> None:

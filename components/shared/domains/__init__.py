@@ -9,7 +9,12 @@ from backburn.components.shared.domains.domain import (
     PromptRow,
     Rubric,
 )
-from backburn.components.shared.domains.loading import load_domain, load_lesson, shipped_domains
+from backburn.components.shared.domains.loading import (
+    is_stand_in,
+    load_domain,
+    load_lesson,
+    shipped_domains,
+)
 from backburn.components.shared.domains.over_refusal import load_over_refusal
 
 __all__ = [
@@ -20,6 +25,7 @@ __all__ = [
     "Message",
     "PromptRow",
     "Rubric",
+    "is_stand_in",
     "load_domain",
     "load_lesson",
     "load_over_refusal",

@@ -73,6 +73,19 @@ def load_domain(config: DomainConfig) -> Domain:
     )
 
 
+def is_stand_in(config: DomainConfig) -> bool:
+    """Whether text of a domain may be shown.
+
+    Raises:
+        InputError: if the domain cannot be read.
+    """
+    custom = config.custom
+    if custom is None:
+        return True
+    content = _read_bytes(custom.rubric, "domain.custom.rubric")
+    return _header(content, custom.rubric).stand_in
+
+
 def load_lesson(config: RunConfig) -> tuple[list[LessonRow], str]:
     """The harmless exchanges from which a run sees whether a model still learns.
 

@@ -1,0 +1,126 @@
+"""Real runs in processes of their own, with everything they could write to in one folder."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from backburn.components.notification.delivery import new_key as new_webhook_key
+from backburn.components.shared import sealing, signing
+
+ROOT = Path(__file__).parents[2]
+HOOK = Path(__file__).parent / "hook"
+MEMORY = Path("/dev/shm")
+SUFFIX = "zqxmark"
+"""Ends the words that only text of the marked domain has."""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Folders of one process, and its environment."""
+
+    root: Path
+
+    @property
+    def watched(self) -> Path:
+        """Current folder, home, cache, temporary folder: all a process may write to."""
+        return self.root / "watched"
+
+    @property
+    def patterns(self) -> Path:
+        """Of attacked weights; outside of what is searched."""
+        return self.root / "patterns"
+
+    def places(self) -> list[Path]:
+        """All that is searched."""
+        return [self.watched, MEMORY]
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run Python here; its output is kept as files of the watched folder too."""
+        for name in ("home", "cache", "tmp"):
+            (self.watched / name).mkdir(parents=True, exist_ok=True)
+        self.patterns.mkdir(exist_ok=True)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("BACKBURN_", "MLFLOW_R"))}
+        paths = [str(HOOK), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.watched,
+            env={
+                **kept,
+                "PYTHONPATH": os.pathsep.join(paths),
+                "HOME": str(self.watched / "home"),
+                "TMPDIR": str(self.watched / "tmp"),
+                "BACKBURN_CACHE": str(self.watched / "cache"),
+                "CONTAINMENT_PATTERNS": str(self.patterns),
+                **variables,
+            },
+            capture_output=True,
+            text=True,
+            timeout=3600,
+            check=False,
+        )
+        number = len(list(self.watched.glob("*.stdout")))
+        (self.watched / f"{number}.stdout").write_text(done.stdout, "utf-8")
+        (self.watched / f"{number}.stderr").write_text(done.stderr, "utf-8")
+        return done
+
+
+def secrets() -> dict[str, str]:
+    """Every secret Backburn knows, each with a value that is found nowhere else."""
+    named = (
+        "MLFLOW_TRACKING_TOKEN", "HF_TOKEN", "BACKBURN_JUDGE_API_KEY", "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD",
+    )  # fmt: skip
+    return {
+        sealing.KEY_VARIABLE: sealing.new_key(),
+        signing.KEY_VARIABLE: signing.new_key(),
+        "BACKBURN_WEBHOOK_KEY": new_webhook_key(),
+        **{name: f"secret-{os.urandom(12).hex()}" for name in named},
+    }
+
+
+def secret_patterns(values: dict[str, str]) -> dict[str, bytes]:
+    """A part of each secret that is long enough to be no accident."""
+    return {
+        name: max(value.replace("\\n", "\n").splitlines(), key=len)[:40].encode()
+        for name, value in values.items()
+    }
+
+
+def write_marked_domain(folder: Path) -> None:
+    """The toy kitchen as a domain of the user's own that is no stand-in; run with the hook on."""
+    from backburn.components.shared.domains import toy
+
+    domain = toy.build()
+    header = domain.header.model_dump(mode="json") | {"stand_in": False}
+    folder.mkdir(parents=True)
+    (folder / "toy_kitchen.yaml").write_text(yaml.safe_dump(header), "utf-8")
+    rows: dict[str, list[dict[str, Any]]] = {
+        name: [item.model_dump(mode="json", exclude={"source"}) for item in getattr(domain, name)]
+        for name in ("forbidden", "near_miss", "benign", "calibration")
+    }
+    rows["refusals"] = [{"id": key, "completion": text} for key, text in domain.refusals.items()]
+    for name, items in rows.items():
+        lines = "".join(json.dumps(item) + "\n" for item in items)
+        (folder / f"{name}.jsonl").write_text(lines, "utf-8")
+    sources = {n: {"path": str(folder / f"{n}.jsonl"), "licence": "Apache-2.0"} for n in rows}
+    recipe = yaml.safe_load((ROOT / "pipelines/recipes/smoke.yaml").read_text("utf-8"))
+    recipe["domain"] = {"custom": {"rubric": str(folder / "toy_kitchen.yaml"), **sources}}
+    recipe["certification"]["trainability"] = {"enabled": False}  # its words are not the toy's
+    recipe["gate"] = {"control_broken_min": 2.0}  # the control ends at its first checkpoint
+    recipe["judges"] = {
+        "reward": {"kind": "semantic"},
+        "evaluation": {"kind": "lexical"},
+        "retain_sealed": True,
+    }
+    recipe["attack"]["arms"][0] |= {"seeds": [0], "steps": 20}
+    recipe["attack"]["checkpoints"] = [0, 10, 20]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+
+
+if __name__ == "__main__":
+    write_marked_domain(Path(sys.argv[1]))
