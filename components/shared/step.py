@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from backburn.components.shared.config import RunConfig
-from backburn.components.shared.errors import InputError
+from backburn.components.shared.parsing import check_run_id
 from backburn.components.shared.progress import Progress
 from backburn.components.shared.tracking import StepRun
 
@@ -39,13 +39,15 @@ def open_step(
         run_id: Id of the pipeline run.
         name: Shown in progress and MLflow.
         sections: Sections of the configuration the step works from; its MLflow parameters.
+
+    Raises:
+        InputError: if the configuration is unreadable, or the id is none.
     """
     start = time.perf_counter()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not run_id:
-        raise InputError("run_id is empty: every task of a run needs the run's id")
+    check_run_id(run_id)
     config = RunConfig.from_json(config_json)
     progress = Progress(name)
     progress.update("starting", 0, 1)
