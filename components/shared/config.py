@@ -74,7 +74,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The open-weight model under test."""
 
-    id: str = Field(
+    id: Annotated[str, Field(min_length=1)] = Field(
         "builtin:smollm2-135m-instruct",
         description="A built-in model, a local folder, an s3:// folder or a hub id. Weights must "
         "be "
@@ -1315,7 +1315,7 @@ def _apply_override(values: dict[str, Any], override: str) -> str | None:
         above = one_line(".".join(parents[:index]))
         if isinstance(node, list):
             if not _is_position(part, node):
-                return f"{where}: {above} is a list of {len(node)}; {part!r} is not a position"
+                return f"{where}: {above} is a list of {len(node)}; {shown(part)} is not a position"
             node = node[int(part)]
         elif isinstance(node, dict):
             node = node.setdefault(part, {})
@@ -1325,7 +1325,7 @@ def _apply_override(values: dict[str, Any], override: str) -> str | None:
             return f"{where}: {above} is a value, not a section"
     if isinstance(node, list):
         if not _is_position(last, node):
-            return f"{where}: {last!r} is no position in a list of {len(node)}"
+            return f"{where}: {shown(last)} is no position in a list of {len(node)}"
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value

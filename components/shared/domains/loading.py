@@ -3,6 +3,7 @@
 import csv
 import io
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -48,8 +49,11 @@ MOST_CHARACTERS = 32_000
 """Of one field of a row."""
 
 
-class _TooLong(Exception):  # noqa: N818 - becomes one of a file's problems
-    """What is too long in a row."""
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+
+class _Unfit(Exception):  # noqa: N818 - becomes one of a file's problems
+    """What is wrong with a text in a row."""
 
 
 def shipped_domains() -> dict[str, str]:
@@ -158,12 +162,19 @@ def _load_custom(config: CustomDomainConfig) -> Domain:
     if config.benign is None:
         rows["benign"] = list(_jsonl(_FOLDER / "benign.jsonl"))
         licences["benign"] = "Apache-2.0"
+    forbidden = parse_rows(rows["forbidden"], PromptRow)
+    refusals = _refusals(rows.get("refusals", []))
+    if strangers := sorted(set(refusals) - {row.id for row in forbidden}):
+        raise InputError(
+            f"domain.custom.refusals: no forbidden row has the id {shown(strangers[0])} "
+            f"({len(strangers)} of {len(refusals)} refusals belong to none); correct the ids"
+        )
     return Domain(
         header=header,
-        forbidden=parse_rows(rows["forbidden"], PromptRow),
+        forbidden=forbidden,
         near_miss=parse_rows(rows["near_miss"], PromptRow),
         benign=parse_rows(rows["benign"], PromptRow),
-        refusals=_refusals(rows.get("refusals", [])),
+        refusals=refusals,
         calibration=parse_rows(rows["calibration"], CalibrationExchange),
         licences=licences,
     )
@@ -351,7 +362,7 @@ def parse_rows(rows: Iterable[tuple[str, dict[str, Any]]], kind: type[Row]) -> l
                 "other; take a sample, or set `limit` where there is one"
             )
         try:
-            _require_size(row)
+            _require_texts(row)
             item = kind.model_validate(prepare(row, place))
         except ValidationError as error:
             first = error.errors()[0]
@@ -359,7 +370,7 @@ def parse_rows(rows: Iterable[tuple[str, dict[str, Any]]], kind: type[Row]) -> l
             message = first["msg"].removeprefix("Value error, ")
             problems.append(f"{place}: {where + ': ' if where else ''}{one_line(message)}")
             continue
-        except _TooLong as error:
+        except _Unfit as error:
             problems.append(f"{place}: {error}")
             continue
         identity = str(getattr(item, "id", ""))
@@ -391,8 +402,8 @@ def _refusals(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, str]:
             problems.append(f"{place}: a refusal needs `id` (of a defence prompt) and `completion`")
         else:
             try:
-                _require_size(row)
-            except _TooLong as error:
+                _require_texts(row)
+            except _Unfit as error:
                 problems.append(f"{place}: {error}")
             refusals[str(row["id"])] = text
     if problems:
@@ -400,12 +411,13 @@ def _refusals(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, str]:
     return refusals
 
 
-def _require_size(row: dict[str, Any]) -> None:
+def _require_texts(row: dict[str, Any]) -> None:
     for name, value in row.items():
-        texts = value if isinstance(value, list) else [value]
-        size = sum(len(str(text)) for text in texts)
-        if size > MOST_CHARACTERS:
-            raise _TooLong(f"{one_line(name)}: {size:,} characters, at most {MOST_CHARACTERS:,}")
+        text = "".join(map(str, value)) if isinstance(value, list) else str(value)
+        if len(text) > MOST_CHARACTERS:
+            raise _Unfit(f"{one_line(name)}: {len(text):,} characters, at most {MOST_CHARACTERS:,}")
+        if _HALF_CHARACTER.search(text):
+            raise _Unfit(f"{one_line(name)}: half a character (a lone surrogate); correct the text")
 
 
 def _as_prompt(row: dict[str, Any], place: str) -> dict[str, Any]:
