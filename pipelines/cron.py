@@ -3,7 +3,7 @@
 import re
 
 from backburn.components.shared.errors import InputError
-from backburn.components.shared.parsing import one_line, shown
+from backburn.components.shared.parsing import shown
 
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _DAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
@@ -43,13 +43,13 @@ def check_cron(text: str) -> str:
             f"of month, month, day of week, such as '0 0 3 * * 1'. Or one of {', '.join(_SHORT)}"
         )
     problems = [
-        f"{name} {field!r}: {problem}"
+        f"{name} {shown(field)}: {problem}"
         for (name, limits), field in zip(_FIELDS.items(), fields, strict=True)
         for part in field.split(",")
         if (problem := _problem(part, *limits))
     ]
     if problems:
-        raise InputError(f"{given}: {one_line('; '.join(problems))}")
+        raise InputError(f"{given}: {'; '.join(problems[:6])}")
     return tidy
 
 
@@ -63,7 +63,7 @@ def _problem(part: str, least: int, most: int, names: list[str]) -> str | None:
 
     found = _RANGE.fullmatch(part)
     if found is None or (found["low"] in "*?" and found["high"]):
-        return f"{part!r} is not *, ?, a value or a range, with or without /step"
+        return f"{shown(part)} is not *, ?, a value or a range, with or without /step"
     if found["step"] and not int(found["step"]):
         return "the step must be at least 1"
     if found["low"] in "*?":
@@ -71,4 +71,4 @@ def _problem(part: str, least: int, most: int, names: list[str]) -> str | None:
     if least <= number(found["low"]) <= number(found["high"] or found["low"]) <= most:
         return None
     named = f" or {names[0]} to {names[-1]}" if names else ""
-    return f"{part!r} is not within {least} to {most}{named}, in ascending order"
+    return f"{shown(part)} is not within {least} to {most}{named}, in ascending order"

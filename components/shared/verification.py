@@ -217,8 +217,8 @@ def _figures(
         _compare(finding, f"observations.{name}", stated, its)
     try:
         figures = derive(observations, config).as_dict()
-    except (ValueError, LookupError, ZeroDivisionError, StopIteration) as error:
-        finding.problems.append(f"no figures follow: {type(error).__name__}: {error}")
+    except InputError as error:
+        finding.problems.append(str(error))
         return
     count = 0
     for name, made in figures.items():

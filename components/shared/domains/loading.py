@@ -59,7 +59,7 @@ class _Unfit(Exception):  # noqa: N818 - becomes one of a file's problems
 def shipped_domains() -> dict[str, str]:
     """Name -> one-line title of every shipped stand-in domain."""
     titles = {
-        path.parent.name: _header(path.read_bytes(), str(path)).title
+        path.parent.name: parse_header(path.read_bytes(), str(path)).title
         for path in sorted(_FOLDER.glob("*/domain.yaml"))
     }
     return {**titles, toy.NAME: toy.TITLE}
@@ -81,7 +81,7 @@ def load_domain(config: DomainConfig) -> Domain:
             f"{', '.join(shipped_domains())}. For your own files set domain.custom"
         )
     folder = _FOLDER / config.name
-    header = _header((folder / "domain.yaml").read_bytes(), str(folder / "domain.yaml"))
+    header = parse_header((folder / "domain.yaml").read_bytes(), str(folder / "domain.yaml"))
     forbidden = parse_rows(_jsonl(folder / "forbidden.jsonl"), PromptRow)
     return Domain(
         header=header,
@@ -127,7 +127,12 @@ def load_lesson(config: RunConfig) -> tuple[list[LessonRow], str]:
     return parse_rows(_jsonl(_FOLDER / "lesson.jsonl"), LessonRow), "Apache-2.0"
 
 
-def _header(content: bytes, where: str) -> DomainHeader:
+def parse_header(content: bytes, where: str) -> DomainHeader:
+    """Content of a `domain.yaml`.
+
+    Raises:
+        InputError: if it is not readable, or not one.
+    """
     values = parse_yaml(content, where)
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected a mapping: name, title, rubric and so on")
@@ -142,7 +147,7 @@ def _header(content: bytes, where: str) -> DomainHeader:
 
 
 def _load_custom(config: CustomDomainConfig) -> Domain:
-    header = _header(
+    header = parse_header(
         _read_bytes(config.rubric, "domain.custom.rubric", MOST_YAML_BYTES), config.rubric
     )
     sources = {

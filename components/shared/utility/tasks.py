@@ -13,7 +13,7 @@ from typing import Any
 
 from backburn.components.shared.config import UtilityConfig
 from backburn.components.shared.errors import InputError
-from backburn.components.shared.parsing import MOST_YAML_BYTES, check_yaml, one_line
+from backburn.components.shared.parsing import MOST_YAML_BYTES, check_yaml, one_line, shown
 from backburn.components.shared.storage import is_folder, read_bytes
 
 _SHIPPED = Path(__file__).parent
@@ -165,15 +165,18 @@ def _task_folder(text: str) -> Path:
     folder = Path(text).expanduser().resolve()
     if not is_folder(folder):
         raise InputError(
-            f"{_KEY}.task_folder: no folder {text!r}; relative paths start at the current folder"
+            f"{_KEY}.task_folder: no folder {shown(text)}; relative paths start at the current "
+            "folder"
         )
     problems: list[str] = []
     for path in sorted(folder.rglob("*.yaml")):
         try:
-            check_yaml(read_bytes(str(path), MOST_YAML_BYTES), "")
+            check_yaml(read_bytes(str(path), MOST_YAML_BYTES), str(path))
             load_yaml(path, resolve_func=False)
+        except InputError as error:
+            problems.append(str(error))
         except Exception as error:  # the harness would pass over the file in silence
-            problems.append(f"{path}: {one_line(error).removeprefix(': ')}")
+            problems.append(f"{path}: {one_line(error)}")
     if problems:
         raise InputError(f"{_KEY}.task_folder: not readable:\n  " + "\n  ".join(problems))
     return folder
