@@ -297,6 +297,7 @@ def report(
 ) -> None:
     """Render a finished run's HTML report again from its evidence and decision."""
     from backburn.components.shared.evidence import Decision, Evidence
+    from backburn.components.shared.parsing import first_problem
     from backburn.components.shared.report import render_report
     from backburn.components.shared.storage import sha256_file, write_text
     from pydantic import ValidationError
@@ -308,10 +309,11 @@ def report(
                 f"{path}: no such file; {run_folder} is not the folder of a finished run"
             )
     try:
-        evidence = Evidence.model_validate_json(evidence_file.read_text(encoding="utf-8"))
-        decision = Decision.model_validate_json(decision_file.read_text(encoding="utf-8"))
+        evidence = Evidence.model_validate_json(evidence_file.read_bytes())
+        decision = Decision.model_validate_json(decision_file.read_bytes())
     except ValidationError as error:
-        raise InputError(f"{run_folder}: evidence or decision is damaged: {error}") from error
+        problem = first_problem(error)
+        raise InputError(f"{run_folder}: evidence or decision is damaged: {problem}") from error
     if sha256_file(evidence_file) != decision.evidence_sha256:
         raise InputError(f"{evidence_file}: changed since the decision was made (SHA-256 differs)")
     target = output or run_folder / "report.html"

@@ -3,6 +3,7 @@
 import re
 
 from backburn.components.shared.errors import InputError
+from backburn.components.shared.parsing import shown
 
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _DAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
@@ -15,7 +16,7 @@ _FIELDS: dict[str, tuple[int, int, list[str]]] = {
     "day of week": (0, 6, _DAYS),
 }
 _SHORT = ("@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly")
-_RANGE = re.compile(r"(?P<low>\w+|\*|\?)(-(?P<high>\w+))?(/(?P<step>\d+))?")
+_RANGE = re.compile(r"(?P<low>\w{1,9}|\*|\?)(-(?P<high>\w{1,9}))?(/(?P<step>\d{1,9}))?", re.ASCII)
 
 
 def check_cron(text: str) -> str:
@@ -27,28 +28,28 @@ def check_cron(text: str) -> str:
     Raises:
         InputError: with every problem found.
     """
-    fields = text.split()
+    fields, given = text.split(), f"--cron {shown(text)}"
     tidy = " ".join(fields)
     if tidy in _SHORT:
         return tidy
     if len(fields) == len(_FIELDS) - 1:
         raise InputError(
-            f"--cron {text!r}: five fields, as crontab has them. KFP wants six, seconds first, and "
-            f"would read this as another time; write '0 {tidy}'"
+            f"{given}: five fields, as crontab has them. KFP wants six, seconds first, "
+            f"and would read this as another time; write '0 {tidy}'"
         )
     if len(fields) != len(_FIELDS):
         raise InputError(
-            f"--cron {text!r}: {len(fields)} field(s) instead of six: second, minute, hour, day of "
-            f"month, month, day of week, such as '0 0 3 * * 1'. Or one of {', '.join(_SHORT)}"
+            f"{given}: {len(fields)} field(s) instead of six: second, minute, hour, day "
+            f"of month, month, day of week, such as '0 0 3 * * 1'. Or one of {', '.join(_SHORT)}"
         )
     problems = [
-        f"{name} {field!r}: {problem}"
+        f"{name} {shown(field)}: {problem}"
         for (name, limits), field in zip(_FIELDS.items(), fields, strict=True)
         for part in field.split(",")
         if (problem := _problem(part, *limits))
     ]
     if problems:
-        raise InputError(f"--cron {text!r}: {'; '.join(problems)}")
+        raise InputError(f"{given}: {'; '.join(problems[:6])}")
     return tidy
 
 
@@ -62,7 +63,7 @@ def _problem(part: str, least: int, most: int, names: list[str]) -> str | None:
 
     found = _RANGE.fullmatch(part)
     if found is None or (found["low"] in "*?" and found["high"]):
-        return f"{part!r} is not *, ?, a value or a range, with or without /step"
+        return f"{shown(part)} is not *, ?, a value or a range, with or without /step"
     if found["step"] and not int(found["step"]):
         return "the step must be at least 1"
     if found["low"] in "*?":
@@ -70,4 +71,4 @@ def _problem(part: str, least: int, most: int, names: list[str]) -> str | None:
     if least <= number(found["low"]) <= number(found["high"] or found["low"]) <= most:
         return None
     named = f" or {names[0]} to {names[-1]}" if names else ""
-    return f"{part!r} is not within {least} to {most}{named}, in ascending order"
+    return f"{shown(part)} is not within {least} to {most}{named}, in ascending order"

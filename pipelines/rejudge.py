@@ -19,9 +19,10 @@ from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.errors import ContainmentError, InputError
 from backburn.components.shared.evidence import RejudgedRecord, Summary
 from backburn.components.shared.judges.calibration import require_evaluation_judge
+from backburn.components.shared.parsing import first_problem
 from backburn.components.shared.sealing import KEY_VARIABLE, open_sealed
 from backburn.components.shared.step import use_threads
-from backburn.components.shared.storage import read_json, sha256_file
+from backburn.components.shared.storage import read_bytes, read_json, sha256_file
 from backburn.components.shared.tracking import open_parent
 from backburn.pipelines.recipes import read_recipe
 from backburn.pipelines.runner import RunFolder, collect, quiet, task_environment
@@ -63,8 +64,10 @@ def read_run(root: Path) -> FinishedRun:
     try:
         summary = Summary.model_validate(read_json(folder.summary))
     except ValidationError as error:
-        raise InputError(f"{folder.summary}: damaged: {error}") from error
+        raise InputError(f"{folder.summary}: damaged: {first_problem(error)}") from error
     evidence = read_json(root / "evidence.json")  # perhaps of another version: not validated
+    if not isinstance(evidence, dict):
+        raise InputError(f"{root / 'evidence.json'}: damaged: no JSON object")
     if evidence.get("rejudges") is not None:
         raise InputError(
             f"{root}: it judged the completions of {evidence['rejudges']['run_id']} again and has "
@@ -75,7 +78,7 @@ def read_run(root: Path) -> FinishedRun:
             f"{root}: it audited a registered model; give a run that hardened one, or audit again "
             "with other `judges`"
         )
-    config = RunConfig.from_json((root / "config.json").read_text(encoding="utf-8"))
+    config = RunConfig.from_json(read_bytes(str(root / "config.json")))
     if not config.judges.retain_sealed:
         raise InputError(
             f"{root}: its completions were deleted after judging, as they are by default. Only a "

@@ -18,6 +18,7 @@ from backburn.components.shared.attestation import ATTESTATION, FILES
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import BackburnError
 from backburn.components.shared.evidence import Summary
+from backburn.components.shared.parsing import check_run_id
 from backburn.components.shared.progress import EVENTS_VARIABLE
 from backburn.components.shared.storage import write_bytes, write_json
 from backburn.components.shared.tracking import URI_VARIABLE, open_parent
@@ -70,7 +71,7 @@ class RunFolder:
 
 def new_run_id(recipe: str) -> str:
     """A run id that sorts by time and never repeats."""
-    return stamped(Path(recipe).stem.lower().replace("_", "-"))
+    return stamped(re.sub(r"[^a-z0-9.]+", "-", Path(recipe).stem.lower()).strip("-.")[:80] or "run")
 
 
 def stamped(name: str) -> str:
@@ -83,8 +84,10 @@ def make_run_folder(runs: Path, run_id: str, config: RunConfig) -> RunFolder:
     """Make a new folder for a run; an existing one is never reused.
 
     Raises:
+        InputError: if the id could name another folder.
         FileExistsError: if the run id was used before.
     """
+    check_run_id(run_id, "--run-id")
     folder = RunFolder(runs / run_id)
     folder.root.mkdir(parents=True)
     write_json(folder.root / "config.json", config.model_dump(mode="json"))

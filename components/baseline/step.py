@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from backburn.components.shared.config import RunConfig
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.errors import InputError
@@ -15,6 +16,7 @@ from backburn.components.shared.models import (
     TINY,
     LoadedModel,
     add_lora,
+    context_length,
     load_base,
     resolve_base,
     save_artifact,
@@ -49,7 +51,7 @@ def run(
         config = step.config
         data = RunDataset(dataset)
         loaded = load_base(base_folder, config.model)
-        check_prompt_lengths(loaded, data, config.model.max_prompt_tokens)
+        check_prompt_lengths(loaded, data, config)
         judge = make_judge(config.judges.evaluation, data.header.rubric)
         validation = data.rows("validation")[:_MEASURED]
         step.progress.update("measure refusals", 0, 1)
@@ -136,12 +138,17 @@ def run(
         return {"seconds": step.seconds, "digest": manifest.digest()}
 
 
-def check_prompt_lengths(loaded: LoadedModel, data: RunDataset, most: int) -> None:
-    """Refuse prompts that are longer than the configuration allows, before anything is trained.
+def check_prompt_lengths(loaded: LoadedModel, data: RunDataset, config: RunConfig) -> None:
+    """Refuse prompts longer than the configuration or the model allows, before any training.
 
     Raises:
         InputError: naming the rows.
     """
+    most, limit = config.model.max_prompt_tokens, "model.max_prompt_tokens"
+    context, answer = context_length(loaded.model), config.attack.max_completion_tokens
+    if context is not None and context - answer < most:
+        most = context - answer
+        limit = f"the model's context of {context} less attack.max_completion_tokens"
     long = [
         f"{row.source or row.id}: {length} tokens"
         for split in data.prompt_splits
@@ -150,8 +157,8 @@ def check_prompt_lengths(loaded: LoadedModel, data: RunDataset, most: int) -> No
     ]
     if long:
         raise InputError(
-            f"{len(long)} prompt(s) longer than model.max_prompt_tokens ({most}); shorten them or "
-            "raise it:\n  " + "\n  ".join(long[:10])
+            f"{len(long)} prompt(s) longer than {limit} ({most} tokens); shorten them, or "
+            "raise the limit if the model takes more:\n  " + "\n  ".join(long[:10])
         )
 
 

@@ -1,6 +1,7 @@
 """Everything that can be found wrong before the first expensive step."""
 
 import platform
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +10,12 @@ from typing import Any
 
 from backburn.components.shared import sealing, signing
 from backburn.components.shared.arms import arm_groups
-from backburn.components.shared.config import ATTACK_STEP_HARD_CAP, OverRefusalConfig, RunConfig
+from backburn.components.shared.config import (
+    ATTACK_STEP_HARD_CAP,
+    REGISTERED_NAME,
+    OverRefusalConfig,
+    RunConfig,
+)
 from backburn.components.shared.domains import (
     Domain,
     load_domain,
@@ -70,6 +76,11 @@ def check_run(config: RunConfig) -> dict[str, Any]:
         }
 
     attempt("domain", check_domain)
+    if not re.fullmatch(REGISTERED_NAME, config.registered_model_name):
+        problems.append(
+            f"tracking.registered_model: {config.registered_model_name!r}, made of model and "
+            "domain, is no name that the registry takes; set one of letters, digits, spaces and ._-"
+        )
     if config.model.id == TINY and config.domain_name != "toy_kitchen":
         problems.append(
             "model.id: builtin:tiny only reads the toy grammar; set domain.name to toy_kitchen"

@@ -21,10 +21,11 @@ from backburn.components.shared.evidence import (
 from backburn.components.shared.gate import decide
 from backburn.components.shared.models import read_manifest
 from backburn.components.shared.observations import Observations
+from backburn.components.shared.parsing import first_problem
 from backburn.components.shared.report.claims import verdict
 from backburn.components.shared.signing import require_key
 from backburn.components.shared.step import open_step
-from backburn.components.shared.storage import sha256_file, write_bytes, write_json
+from backburn.components.shared.storage import read_bytes, sha256_file, write_bytes, write_json
 from backburn.components.shared.tracking import (
     AUDIT_ACTION_TAG,
     CLAIM_TAG,
@@ -173,9 +174,9 @@ def read_evidence(path: Path) -> Evidence:
         InputError: if it is missing or does not match the schema.
     """
     try:
-        return Evidence.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{path}: not readable as evidence: {error}") from error
+        return Evidence.model_validate_json(read_bytes(str(path)))
+    except ValidationError as error:
+        raise InputError(f"{path}: not readable as evidence: {first_problem(error)}") from error
 
 
 def check_binding(evidence: Evidence, config: RunConfig, run_id: str, hardened: Path) -> None:
@@ -208,7 +209,10 @@ def check_figures(evidence: Evidence, config: RunConfig, observations: Path) -> 
     """
     if evidence.observations_sha256 != sha256_file(observations):
         raise InputError(f"{observations}: not the observations the evidence was made from")
-    observed = Observations.model_validate_json(observations.read_text(encoding="utf-8"))
+    try:
+        observed = Observations.model_validate_json(read_bytes(str(observations)))
+    except ValidationError as error:
+        raise InputError(f"{observations}: not observations: {first_problem(error)}") from error
     for name, figures in derive(observed, config).as_dict().items():
         if figures != getattr(evidence, name):
             raise InputError(

@@ -10,24 +10,30 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-import yaml
 from backburn.components.shared.errors import InputError
+from backburn.components.shared.parsing import MOST_LEVELS, one_line, parse_json, parse_yaml, shown
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+MOST = 1_000_000
+"""Of anything that is counted: steps, prompts, tokens."""
+PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+"""What every generator takes."""
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Quantity = Annotated[str, Field(coerce_numbers_to_str=True)]
 """As Kubernetes writes them: 2, 500m, 12Gi."""
@@ -37,6 +43,10 @@ BUILTIN_MODELS = ("builtin:smollm2-135m-instruct", "builtin:tiny")
 ATTACK_STEP_HARD_CAP = 1000
 SWEEP_WORST = "sweep-worst"
 """Name of the arm that runs the sweep's worst trial again."""
+MOST_ARMS = 200
+REGISTERED_NAME = r"^[A-Za-z0-9._ -]+$"
+"""What MLflow takes and a reference to a version can name."""
+_MOST_PROBLEMS = 50
 
 
 def _repeated(names: Sequence[str]) -> str:
@@ -47,13 +57,24 @@ def _repeated(names: Sequence[str]) -> str:
 class Section(BaseModel):
     """Base of every configuration section: unknown keys are errors, values are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool):
+            annotation = cls.model_fields[str(info.field_name)].annotation
+            if annotation in (int, float, int | None, float | None):
+                raise ValueError("expected a number (YAML reads yes, no, on and off as truth)")
+        return value
 
 
 class ModelConfig(Section):
     """The open-weight model under test."""
 
-    id: str = Field(
+    id: Annotated[str, Field(min_length=1)] = Field(
         "builtin:smollm2-135m-instruct",
         description="A built-in model, a local folder, an s3:// folder or a hub id. Weights must "
         "be "
@@ -346,10 +367,10 @@ class AttackArmConfig(Section):
         description="Short name used in reports."
     )
     source: str = Field("", description="Where the recipe comes from, for the report.")
-    seeds: Annotated[list[int], Field(min_length=1)] = Field(
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         default_factory=lambda: [0, 1, 2], description="One hardened arm per seed."
     )
-    control_seeds: list[int] = Field(
+    control_seeds: list[Seed] = Field(
         default_factory=lambda: [0],
         description="One control arm per seed, on the baseline model; at least one arm needs one.",
     )
@@ -477,7 +498,7 @@ class AttackConfig(Section):
         "local",
         description="Who or what runs it (a team or service name); written into the evidence.",
     )
-    arms: Annotated[list[AttackArmConfig], Field(min_length=1)] = Field(
+    arms: Annotated[list[AttackArmConfig], Field(min_length=1, max_length=MOST_ARMS)] = Field(
         default_factory=lambda: [AttackArmConfig(name="paper")], description="Attack recipes."
     )
     checkpoints: Annotated[list[int], Field(min_length=2)] = Field(
@@ -537,7 +558,7 @@ class TrainabilityConfig(Section):
     """
 
     enabled: bool = Field(True, description="False: not measured, and not gated.")
-    seeds: Annotated[list[int], Field(min_length=1)] = Field(
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         default_factory=lambda: [0], description="Each training is run once for each."
     )
     lora: LoraSettings = Field(default_factory=lambda: LoraSettings())
@@ -694,7 +715,7 @@ class CertificationConfig(Section):
     )
     trainability: TrainabilityConfig = Field(default_factory=lambda: TrainabilityConfig())
     utility: UtilityConfig = Field(default_factory=lambda: UtilityConfig())
-    over_refusal: list[OverRefusalConfig] = Field(
+    over_refusal: Annotated[list[OverRefusalConfig], Field(max_length=100)] = Field(
         default_factory=list,
         description="Public sets on which refusals of both models are compared.",
     )
@@ -746,6 +767,8 @@ class ChatJudgeConfig(Section):
     @classmethod
     def _holds_no_key(cls, value: str) -> str:
         parts = urlsplit(value)
+        if not parts.hostname or parts.port == 0:  # asking for the port checks it
+            raise ValueError("it names no host, or port 0")
         if parts.username is not None or parts.query:
             raise ValueError(
                 "it is written into evidence and MLflow, so it must hold no user, password or "
@@ -938,7 +961,9 @@ class GateConfig(Section):
 class AuditConfig(Section):
     """Attack a registered model again, instead of hardening one."""
 
-    model: Annotated[str, Field(pattern=r"^models:/[^/@]+(@[^/@]+|/[0-9]+)$")] | None = Field(
+    model: (
+        Annotated[str, Field(pattern=r"^models:/[A-Za-z0-9._ -]+(@[^/@\s]+|/[0-9]{1,9})$")] | None
+    ) = Field(
         None,
         description="models:/<name>@<alias> or models:/<name>/<version>; default: the champion of "
         "the model that this configuration would register.",
@@ -976,7 +1001,7 @@ class TrackingConfig(Section):
         "default MLFLOW_TRACKING_URI, else SQLite in the runs folder.",
     )
     experiment: Annotated[str, Field(min_length=1)] = "backburn"
-    registered_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._ -]+$")] | None = Field(
+    registered_model: Annotated[str, Field(pattern=REGISTERED_NAME)] | None = Field(
         None, description="Registered model's name; default: backburn-<model>-<domain>."
     )
 
@@ -1022,7 +1047,7 @@ class WebhookConfig(Section):
 class NotificationConfig(Section):
     """Who is told how a run ended."""
 
-    webhooks: list[WebhookConfig] = Field(
+    webhooks: Annotated[list[WebhookConfig], Field(max_length=100)] = Field(
         default_factory=lambda: [WebhookConfig()], description="Receivers; none: []."
     )
     request_seconds: PositiveFloat = Field(
@@ -1172,7 +1197,7 @@ class ComputeConfig(Section):
 class RunConfig(Section):
     """Everything that describes one run."""
 
-    seed: NonNegativeInt = Field(0, description="Seed from which every random choice is derived.")
+    seed: Seed = Field(0, description="Seed from which every random choice is derived.")
     model: ModelConfig = Field(default_factory=lambda: ModelConfig())
     domain: DomainConfig = Field(default_factory=lambda: DomainConfig())
     data: DataConfig = Field(default_factory=lambda: DataConfig())
@@ -1241,17 +1266,13 @@ class RunConfig(Section):
         return self.model_dump_json()
 
     @classmethod
-    def from_json(cls, text: str) -> "RunConfig":
+    def from_json(cls, text: str | bytes) -> "RunConfig":
         """Parse and validate a configuration that `to_json` wrote.
 
         Raises:
             InputError: if the text is not JSON or not a valid configuration.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"the run configuration is not JSON: {error}") from error
-        return validate_config(values, origin="run configuration")
+        return validate_config(parse_json(text, "run configuration"), origin="run configuration")
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, as hex."""
@@ -1303,8 +1324,10 @@ def validate_config(values: Any, origin: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        lines = [f"{origin}: {len(error.errors())} problem(s)"]
-        lines += [f"  {line}" for line in _explain(error)]
+        lines = [f"{origin}: {error.error_count()} problem(s)"]
+        lines += [f"  {line}" for line in islice(_explain(error), _MOST_PROBLEMS)]
+        if error.error_count() > _MOST_PROBLEMS:
+            lines.append(f"  ... and {error.error_count() - _MOST_PROBLEMS} more")
         raise InputError("\n".join(lines)) from error
 
 
@@ -1317,43 +1340,58 @@ def config_schema() -> dict[str, Any]:
 def _apply_override(values: dict[str, Any], override: str) -> str | None:
     """Set one `a.b=c` in place; return what is wrong with it, if anything."""
     key, separator, text = override.partition("=")
+    where = f"--set {one_line(key)}"
     if not separator or not key.strip():
-        return f"--set {override}: write it as dotted.path=value, for example --set seed=3"
+        return (
+            f"--set {one_line(override)}: write it as dotted.path=value, for example --set seed=3"
+        )
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        return f"--set {key}: the value is not readable as YAML: {error}"
+        value = parse_yaml(text, where)
+    except InputError as error:
+        return str(error)
     unquoted = value == text.strip()
     if isinstance(value, str) and unquoted and _SCIENTIFIC.fullmatch(value):
         value = float(value)  # YAML 1.1 reads 1e-4 as text
     *parents, last = key.strip().split(".")
+    if len(parents) > MOST_LEVELS:
+        return f"{where}: more than {MOST_LEVELS} levels deep"
     node: Any = values
     for index, part in enumerate(parents):
+        above = one_line(".".join(parents[:index]))
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
-                where = ".".join(parents[:index])
-                return f"--set {key}: {where} is a list of {len(node)}; {part!r} is not a position"
+            if not _is_position(part, node):
+                return f"{where}: {above} is a list of {len(node)}; {shown(part)} is not a position"
             node = node[int(part)]
         elif isinstance(node, dict):
             node = node.setdefault(part, {})
             if node is None:
-                return f"--set {key}: {'.'.join(parents[: index + 1])} is null in the recipe"
+                return f"{where}: {above}{'.' * bool(above)}{part} is null in the recipe"
         else:
-            return f"--set {key}: {'.'.join(parents[:index])} is a value, not a section"
+            return f"{where}: {above} is a value, not a section"
     if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
-            return f"--set {key}: {last!r} is no position in a list of {len(node)}"
+        if not _is_position(last, node):
+            return f"{where}: {shown(last)} is no position in a list of {len(node)}"
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
-        return f"--set {key}: {'.'.join(parents)} is a value, not a section"
+        return f"{where}: {one_line('.'.join(parents))} is a value, not a section"
     return None
+
+
+def _is_position(text: str, items: list[Any]) -> bool:
+    return re.fullmatch("[0-9]{1,6}", text) is not None and int(text) < len(items)
+
+
+def _shown(value: Any) -> str:
+    """A value for an error message, short and without a password."""
+    masked = _PASSWORD.sub("//***@", value) if isinstance(value, str) else value
+    return _PASSWORD.sub("//***@", shown(masked))
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"]) or "(whole configuration)"
+        path = one_line(".".join(str(part) for part in item["loc"])) or "(whole configuration)"
         if item["type"] == "extra_forbidden":
             yield f"{path}: unknown key.{_suggest(item['loc'])}"
         elif item["type"] == "missing":
@@ -1362,9 +1400,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
             message = item["msg"].removeprefix("Value error, ")
             given = item.get("input")
             secret = path.endswith("_variable")  # perhaps the secret itself
-            shown = "" if secret or isinstance(given, Mapping | BaseModel) else f" (got {given!r})"
-            shown = _PASSWORD.sub("//***@", shown)
-            yield f"{path}: {message}{shown}"
+            hidden = secret or isinstance(given, Mapping | BaseModel)
+            yield f"{path}: {message}{'' if hidden else f' (got {_shown(given)})'}"
 
 
 def without_password(url: str | None) -> str | None:

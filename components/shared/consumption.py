@@ -15,6 +15,7 @@ from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError, VerificationError
 from backburn.components.shared.evidence import Evidence
 from backburn.components.shared.models import ModelManifest, load_artifact, weight_digests
+from backburn.components.shared.parsing import one_line, shown
 from backburn.components.shared.storage import sha256_file, write_json
 from backburn.components.shared.verification import Verification, verify_bundle
 from mlflow.entities.model_registry import ModelVersion
@@ -23,7 +24,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 MERGED_FOLDER = "merged"
-_REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+_REFERENCE = re.compile(
+    r"models:/(?P<name>[A-Za-z0-9._ -]+)(?:@(?P<alias>[^/@\s]+)|/(?P<version>[0-9]{1,9}))"
+)
 COPIED_TAG = "backburn.copied_from"
 """Of a version that was copied from another registered model."""
 _EVIDENCE_TAG = "backburn.evidence_sha256"
@@ -149,7 +152,7 @@ def find_version(client: MlflowClient, reference: str) -> ModelVersion:
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
         raise InputError(
-            f"{reference!r} names no model version: write models:/<name>@<alias> or "
+            f"{shown(reference)} names no model version: write models:/<name>@<alias> or "
             "models:/<name>/<version>"
         )
     try:
@@ -157,7 +160,7 @@ def find_version(client: MlflowClient, reference: str) -> ModelVersion:
             return client.get_model_version_by_alias(parts["name"], parts["alias"])
         return client.get_model_version(parts["name"], parts["version"])
     except MlflowException as error:
-        raise InputError(f"{reference}: {error}") from error
+        raise InputError(f"{reference}: {one_line(error)}") from error
 
 
 def _download_bundle(version: ModelVersion, folder: Path, uri: str) -> None:

@@ -1,7 +1,7 @@
 """The run's dataset as `data_prep` writes it: one folder with a JSONL file a split."""
 
-import json
 from pathlib import Path
+from typing import TypeVar
 
 from backburn.components.shared.domains.domain import (
     CalibrationExchange,
@@ -9,8 +9,18 @@ from backburn.components.shared.domains.domain import (
     LessonRow,
     PromptRow,
 )
+from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import DataRecord
-from backburn.components.shared.storage import sha256_file, write_json, write_text
+from backburn.components.shared.parsing import first_problem
+from backburn.components.shared.storage import (
+    read_bytes,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+    write_text,
+)
+from pydantic import BaseModel, ValidationError
 
 PROMPT_SPLITS = (
     "defence",
@@ -25,6 +35,7 @@ PROMPT_SPLITS = (
 """`near_miss` and `benign` are for evaluation; the defence trains on the `_defence` parts."""
 
 _OVER_REFUSAL = "over_refusal_"
+_Row = TypeVar("_Row", bound=BaseModel)
 
 
 def over_refusal_split(name: str) -> str:
@@ -36,10 +47,14 @@ class RunDataset:
     """Splits, rubric, refusals and calibration of a run, read from an artifact."""
 
     def __init__(self, folder: Path) -> None:
-        """Open a folder that `write_dataset` made."""
+        """Open a folder that `write_dataset` made.
+
+        Raises:
+            InputError: if it is damaged, here or when rows are read.
+        """
         self._folder = folder
-        self.header = DomainHeader.model_validate_json((folder / "domain.json").read_text("utf-8"))
-        self.record = DataRecord.model_validate_json((folder / "record.json").read_text("utf-8"))
+        self.header = _parsed(DomainHeader, self._read("domain.json"), folder / "domain.json")
+        self.record = _parsed(DataRecord, self._read("record.json"), folder / "record.json")
 
     @property
     def prompt_splits(self) -> list[str]:
@@ -49,24 +64,44 @@ class RunDataset:
 
     def rows(self, split: str) -> list[PromptRow]:
         """Prompts of one split."""
-        lines = (self._folder / f"{split}.jsonl").read_text("utf-8").splitlines()
-        return [PromptRow.model_validate_json(line) for line in lines]
+        return self._rows(split, PromptRow)
 
     def refusals(self) -> dict[str, str]:
         """Defence prompt id -> explanatory refusal."""
-        loaded: dict[str, str] = json.loads((self._folder / "refusals.json").read_text("utf-8"))
+        loaded = read_json(self._folder / "refusals.json")
+        if not isinstance(loaded, dict) or not all(isinstance(v, str) for v in loaded.values()):
+            raise InputError(f"{self._folder / 'refusals.json'}: expected prompt id -> text")
         return loaded
 
     def calibration(self) -> list[CalibrationExchange]:
         """Labelled exchanges."""
-        lines = (self._folder / "calibration.jsonl").read_text("utf-8").splitlines()
-        return [CalibrationExchange.model_validate_json(line) for line in lines]
+        return self._rows("calibration", CalibrationExchange)
 
     def lesson(self, split: str) -> list[LessonRow]:
         """Harmless exchanges, `training` or `held_out`."""
-        lines = (self._folder / "lesson.jsonl").read_text("utf-8").splitlines()
-        rows = [LessonRow.model_validate_json(line) for line in lines]
-        return [row for row in rows if row.split == split]
+        return [row for row in self._rows("lesson", LessonRow) if row.split == split]
+
+    def _read(self, name: str) -> bytes:
+        return read_bytes(str(self._folder / name))
+
+    def _rows(self, name: str, kind: type[_Row]) -> list[_Row]:
+        path = self._folder / f"{name}.jsonl"
+        content = self._read(path.name)
+        recorded = self.record.splits.get(name)
+        if recorded is None or recorded.sha256 != sha256_bytes(content):
+            raise InputError(
+                f"{path}: not the rows that record.json names (SHA-256 differs); the dataset was "
+                "changed after it was made"
+            )
+        lines = content.decode("utf-8").split("\n")[:-1]  # U+2028 ends no line of JSON
+        return [_parsed(kind, line, path) for line in lines]
+
+
+def _parsed(kind: type[_Row], content: str | bytes, path: Path) -> _Row:
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: damaged: {first_problem(error)}") from error
 
 
 def write_rows(

@@ -11,7 +11,8 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from backburn.components.shared.config import LoraSettings, ModelConfig, PromptS
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.packed_linear import pack_linear_layers
+from backburn.components.shared.parsing import first_problem, one_line, parse_json, shown
 from backburn.components.shared.scale.distributed import first_on_machine
 from backburn.components.shared.storage import (
     cache_folder,
     folder_digests,
+    is_folder,
     model_digest,
+    read_bytes,
     sha256_text,
     write_json,
 )
@@ -38,6 +42,10 @@ TINY = "builtin:tiny"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _BLOCK = re.compile(r"\.(\d+)\.")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+_MOST_SETTINGS_BYTES = 16 << 20
+"""Of config.json, an index, a manifest or an adapter's configuration."""
+_PROBES = ("Hello", "What is the capital of France?")
 _TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
@@ -134,27 +142,40 @@ def check_model(config: ModelConfig) -> dict[str, str]:
             f"model.id: no built-in model {config.id!r}; there are {SMOLLM2} and {TINY}"
         )
     if object_store.is_remote(config.id):
+        object_store.bucket_and_key(f"{config.id.rstrip('/')}/")
         return {"kind": "s3 folder", "where": config.id}
-    if Path(config.id).exists() or config.id.startswith((".", "/", "~")):
-        check_weights_folder(Path(config.id).expanduser())
+    folder = _local(config.id)
+    if config.id.startswith((".", "/", "~")) or is_folder(folder):
+        check_weights_folder(folder)
         return {"kind": "local folder", "where": config.id}
-    if config.id.count("/") != 1:
+    if not _HUB_ID.fullmatch(config.id):
         raise InputError(
-            f"model.id: {config.id!r} is neither a folder, nor s3://..., nor a hub id "
+            f"model.id: {shown(config.id)} is neither a folder, nor s3://..., nor a hub id "
             f"(owner/name), "
             f"nor a built-in model ({SMOLLM2}, {TINY})"
         )
     return {"kind": "hub", "where": f"{config.id}@{config.revision or 'main'}"}
 
 
+def _local(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~ of nobody
+        return Path(text)
+
+
 def check_weights_folder(folder: Path) -> None:
     """Refuse folders without safetensors weights, and pickled weights in particular.
 
+    The headers of the weights are read, and compared with the index if there is one.
+
     Raises:
-        InputError: with what is missing and how to make it.
+        InputError: with what is missing or damaged and how to make it.
     """
-    if not folder.is_dir():
-        raise InputError(f"model.id: no folder {str(folder)!r}")
+    if not is_folder(folder):
+        raise InputError(f"model.id: no folder {shown(str(folder))}")
+    if broken := sorted(path.name for path in folder.iterdir() if not path.exists()):
+        raise InputError(f"model.id: {str(folder)!r}: links to nothing: {', '.join(broken)}")
     if not (folder / "config.json").is_file():
         raise InputError(
             f"model.id: {str(folder)!r} has no config.json; it is not a transformers model"
@@ -169,6 +190,63 @@ def check_weights_folder(folder: Path) -> None:
                 "save_pretrained(..., safe_serialization=True)"
             )
         raise InputError(f"model.id: {str(folder)!r} has no weights (*.safetensors)")
+    if not isinstance(_settings(folder / "config.json").get("model_type"), str):
+        raise InputError(
+            f"model.id: {folder / 'config.json'}: no `model_type`; it is not a transformers model"
+        )
+    _check_tensors(folder)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A small JSON file of a model's.
+
+    Raises:
+        InputError: if it is too large or no JSON object.
+    """
+    values = parse_json(read_bytes(str(path), _MOST_SETTINGS_BYTES), str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return values
+
+
+def _check_tensors(folder: Path) -> None:
+    """Compare what the weight files hold with the index.
+
+    Raises:
+        InputError: if a file is damaged, or one that the index names is absent or elsewhere.
+    """
+    held = {path.name: _tensors(path) for path in sorted(folder.glob("*.safetensors"))}
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return
+    wanted = _settings(index).get("weight_map")
+    if not isinstance(wanted, dict) or not wanted:
+        raise InputError(f"{index}: no `weight_map`; save the model again")
+    for tensor, name in wanted.items():
+        if not isinstance(name, str) or name not in held:
+            raise InputError(
+                f"{index}: {shown(tensor)} is said to be in {shown(name)}, which is no "
+                "*.safetensors file of this folder; fetch the model again"
+            )
+        if tensor not in held[name]:
+            raise InputError(f"{index}: {name} has no tensor {shown(tensor)}; fetch it again")
+
+
+def _tensors(path: Path) -> set[str]:
+    """Names of the tensors in a file; only its header is read.
+
+    Raises:
+        InputError: if it is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not readable as safetensors: {one_line(error)}; fetch or save it again"
+        ) from error
 
 
 def resolve_base(config: ModelConfig) -> Path:
@@ -186,8 +264,8 @@ def resolve_base(config: ModelConfig) -> Path:
         folder = _fetched(config.id)
         check_weights_folder(folder)
         return folder
-    local = Path(config.id).expanduser()
-    if local.is_dir():
+    local = _local(config.id)
+    if is_folder(local):
         return local
     return _download_hub(config)
 
@@ -201,23 +279,111 @@ def load_base(folder: Path, config: ModelConfig, *, chat: bool = True) -> Loaded
         chat: Whether it has to have a chat template.
 
     Raises:
-        InputError: if the tokenizer has no chat template.
+        InputError: if tokenizer, chat template or weights are absent, damaged or do not fit
+            together, or a weight is not finite.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with _explained(f"model.id: the tokenizer in {folder} does not load"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if chat and tokenizer.chat_template is None:
         raise InputError(
             f"model.id: the tokenizer of {config.id!r} has no chat template; use an instruct model"
         )
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"model.id: the tokenizer of {config.id!r} has no end token; set eos_token in "
+            "tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=compute_dtype(config), use_safetensors=True, trust_remote_code=False
-    )
+    with _explained(f"model.id: the weights in {folder} do not load"):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=compute_dtype(config),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    if absent := sorted(report["missing_keys"]):  # transformers would draw them at random
+        raise InputError(
+            f"model.id: {folder} lacks {len(absent)} tensor(s) of the model, such as {absent[0]}; "
+            "fetch or save it again"
+        )
     model = model.to(compute_device(config)).eval().requires_grad_(False)
+    require_finite(model.state_dict(), str(folder))
     pack_linear_layers(model)
-    return LoadedModel(model, tokenizer)
+    loaded = LoadedModel(model, tokenizer)
+    _check_tokens(loaded, config, chat=chat)
+    return loaded
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Say in one line what a library makes of a damaged model.
+
+    Raises:
+        InputError: for whatever else is raised.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # transformers, tokenizers, jinja, PEFT and torch raise anything
+        raise InputError(
+            f"{what}: {type(error).__name__}: {one_line(error)}. Fetch or save it again; code that "
+            "comes with a model is never run"
+        ) from error
+
+
+def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse weights that are infinite or no numbers.
+
+    Args:
+        tensors: Name -> weights.
+        where: Where they come from, for the error.
+
+    Raises:
+        InputError: naming the first such tensor.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(
+                f"{where}: {name} holds NaN or infinity; a training may have diverged. Use "
+                "weights from before it"
+            )
+
+
+def _check_tokens(loaded: LoadedModel, config: ModelConfig, *, chat: bool) -> None:
+    """Put one prompt into tokens, and see that the model knows them.
+
+    Raises:
+        InputError: if the template fails or leaves the prompt out, or a token has no embedding.
+    """
+    tokenizer, ids = loaded.tokenizer, [loaded.pad_id, *loaded.end_ids]
+    if chat:
+        with _explained(f"model.id: the chat template of {config.id!r} fails"):
+            given, other = (
+                loaded.encode_prompt([{"role": "user", "content": text}]) for text in _PROBES
+            )
+        if given == other:
+            raise InputError(
+                f"model.id: the chat template of {config.id!r} leaves the prompt out; correct "
+                "chat_template in its tokenizer"
+            )
+        ids += given
+    known = loaded.model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= known:
+        raise InputError(
+            f"model.id: the tokenizer of {config.id!r} gives token {max(ids)} "
+            f"({tokenizer.convert_ids_to_tokens(max(ids))!r}), and the model has {known}: they are "
+            "of different models"
+        )
+
+
+def context_length(model: Any) -> int | None:
+    """Tokens a model was made for, prompt and completion together; None if it does not say."""
+    return getattr(model.config, "max_position_embeddings", None)
 
 
 def compute_device(config: ModelConfig) -> str:
@@ -339,9 +505,14 @@ def read_manifest(folder: Path) -> ModelManifest:
     """
     path = folder / "manifest.json"
     try:
-        manifest = ModelManifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{path}: not a readable model manifest: {error}") from error
+        content = read_bytes(str(path), _MOST_SETTINGS_BYTES)
+        manifest = ModelManifest.model_validate_json(content)
+    except ValidationError as error:
+        raise InputError(
+            f"{path}: not a readable model manifest: {first_problem(error)}"
+        ) from error
+    if links := sorted(item.name for item in folder.rglob("*") if item.is_symlink()):
+        raise InputError(f"{folder}: {links[0]} is a link; an artifact holds its files itself")
     adapter = folder / "adapter"
     found = folder_digests(adapter) if adapter.is_dir() else {}
     if found != manifest.adapter_digests:
@@ -355,7 +526,8 @@ def load_artifact(folder: Path, config: ModelConfig) -> LoadedModel:
     """Load an artifact as one plain model: the base with the adapter merged into its weights.
 
     Raises:
-        InputError: if the artifact is damaged, or its base is not the one it was made from.
+        InputError: if the artifact is damaged, its base is not the one it was made from, or its
+            adapter is not of that base.
     """
     manifest = read_manifest(folder)
     with first_on_machine():
@@ -366,14 +538,65 @@ def load_artifact(folder: Path, config: ModelConfig) -> LoadedModel:
             f"{folder}: made from other base weights than {config.id!r} has now "
             "(the digests differ); pin model.revision"
         )
+    if manifest.adapter_digests:
+        check_adapter(folder / "adapter", manifest.base)
     loaded = load_base(base_folder, config)
     if manifest.adapter_digests:
-        from peft import PeftModel
-
-        merged = PeftModel.from_pretrained(loaded.model, str(folder / "adapter"))
+        merged = _with_adapter(loaded.model, folder / "adapter")
         loaded = LoadedModel(merged.merge_and_unload().eval(), loaded.tokenizer)
     loaded.manifest = manifest
     return loaded
+
+
+def check_adapter(folder: Path, base: str) -> None:
+    """Refuse what is no LoRA of a base, before anything is loaded.
+
+    Args:
+        folder: Of the adapter.
+        base: What its configuration has to name.
+
+    Raises:
+        InputError: with what is wrong.
+    """
+    path = folder / "adapter_config.json"
+    settings = _settings(path)
+    if settings.get("peft_type") != "LORA":
+        raise InputError(f"{path}: peft_type {shown(settings.get('peft_type'))} is not LORA")
+    if settings.get("base_model_name_or_path") != base:
+        raise InputError(
+            f"{path}: an adapter of {shown(settings.get('base_model_name_or_path'))}, not of "
+            f"{base!r}; use the adapter that was trained on this base"
+        )
+    if settings.get("auto_mapping"):
+        raise InputError(f"{path}: names code of its own (auto_mapping), which is never run")
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        others = sorted(item.name for item in folder.iterdir() if item.suffix in _PICKLE_SUFFIXES)
+        found = f", only {', '.join(others)}, which can run code when loaded" if others else ""
+        raise InputError(f"{folder}: no {weights.name}{found}; save it as safetensors")
+    _tensors(weights)
+
+
+def _with_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+    """A PeftModel with an adapter from a folder, all of whose tensors it takes.
+
+    Raises:
+        InputError: if they do not fit the model or are not finite.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    with _explained(f"{folder}: the adapter does not fit its base"):
+        adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        taken = get_peft_model_state_dict(adapted, adapter_name=name)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    if differing := sorted(set(taken) ^ set(tensors)):  # PEFT would pass over them in silence
+        raise InputError(
+            f"{folder}: {len(differing)} tensor(s) are not those of its configuration, such as "
+            f"{differing[0]}; save the adapter again"
+        )
+    require_finite(tensors, str(folder))
+    return adapted
 
 
 def stack_adapters(
@@ -392,7 +615,7 @@ def stack_adapters(
     Returns:
         A PeftModel on the base whose only adapter is the sum.
     """
-    from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     state = get_peft_model_state_dict(second)
     config = lora_config(settings, base.model)
@@ -400,7 +623,7 @@ def stack_adapters(
         model = get_peft_model(base.model, config)
         set_peft_model_state_dict(model, state)
         return model
-    model = PeftModel.from_pretrained(base.model, str(first), adapter_name="baseline")
+    model = _with_adapter(base.model, first, "baseline")
     model.add_adapter("defence", config)
     set_peft_model_state_dict(model, state, adapter_name="defence")
     model.add_weighted_adapter(

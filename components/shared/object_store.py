@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import zlib
@@ -24,11 +25,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from backburn.components.shared.errors import InputError, StorageError
 
 SCHEMES = ("s3", "minio")
+_ADDRESS = re.compile(r"\w+://([A-Za-z0-9][A-Za-z0-9._-]{1,254})/(.+)")
 _SHA256 = "sha256"
 _MISSING = ("NoSuchKey", "404", "NotFound")
 _CHUNK = 1 << 20
@@ -63,7 +64,19 @@ class _Remote:
 
 def is_remote(uri: str) -> bool:
     """Whether an address is one of an object store."""
-    return urlparse(uri).scheme in SCHEMES
+    return "://" in uri and uri.partition("://")[0] in SCHEMES
+
+
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    """The two parts of an object's address.
+
+    Raises:
+        InputError: if it has another form.
+    """
+    found = _ADDRESS.fullmatch(uri) if is_remote(uri) else None
+    if found is None:
+        raise InputError(f"{uri}: expected s3://bucket/key")
+    return found[1], found[2]
 
 
 def download(uri: str, target: Path, transfer: Transfer = Transfer()) -> None:
@@ -128,15 +141,30 @@ def download_folder(uri: str, target: Path, transfer: Transfer = Transfer()) -> 
     if not items:
         raise InputError(f"{uri}: no objects below this prefix")
     for key, destination in files.items():
-        download(f"{urlparse(uri).scheme}://{bucket}/{key}", destination, transfer)
+        download(f"{uri.partition('://')[0]}://{bucket}/{key}", destination, transfer)
     return target
 
 
-def read(uri: str, transfer: Transfer = Transfer()) -> bytes:
+def require_size(uri: str, size: int, most: int | None) -> None:
+    """Refuse what is larger than may be read into memory.
+
+    Args:
+        uri: Of the file or object, for the error.
+        size: Its bytes.
+        most: Bytes it may have; None: any number.
+
+    Raises:
+        InputError: if it is too large.
+    """
+    if most is not None and size > most:
+        raise InputError(f"{uri}: {size:,} bytes, and at most {most:,} are read")
+
+
+def read(uri: str, transfer: Transfer = Transfer(), *, most: int | None = None) -> bytes:
     """Content of an object, verified; for what fits into memory.
 
     Raises:
-        InputError: if there is no such object, or it may not be read.
+        InputError: if there is no such object, it may not be read, or has more than `most` bytes.
         StorageError: if it cannot be had whole.
     """
     client, bucket, key = _client(uri, transfer)
@@ -144,6 +172,7 @@ def read(uri: str, transfer: Transfer = Transfer()) -> bytes:
     with _explained(uri):
         for _ in range(transfer.whole_attempts):
             answer = client.get_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+            require_size(uri, answer["ContentLength"], most)
             content = bytes(answer["Body"].read())
             remote = _Remote(uri, bucket, key, answer["ContentLength"], answer["ETag"], answer)
             wrong = _mismatch(client, remote, lambda content=content: iter([content]))  # type: ignore[misc]
@@ -201,11 +230,8 @@ def _client(uri: str, transfer: Transfer) -> tuple[Any, str, str]:
     from boto3.session import Session  # not needed for local files
     from botocore.config import Config
 
-    parsed = urlparse(uri)
-    key = uri.partition("://")[2].partition("/")[2]
-    if parsed.scheme not in SCHEMES or not parsed.netloc or not key:
-        raise InputError(f"{uri}: expected s3://bucket/key")
-    if parsed.scheme == "minio" and not _endpoint():
+    bucket, key = bucket_and_key(uri)
+    if uri.startswith("minio:") and not _endpoint():
         raise InputError(
             f"{uri}: set AWS_ENDPOINT_URL to the address of that store, and AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY to what it takes"
@@ -218,7 +244,7 @@ def _client(uri: str, transfer: Transfer) -> tuple[Any, str, str]:
         s3={"addressing_style": "path" if _endpoint() else "auto"},
     )
     with _explained(uri):
-        return Session().client("s3", config=config), parsed.netloc, key
+        return Session().client("s3", config=config), bucket, key
 
 
 def _endpoint() -> str | None:

@@ -6,7 +6,13 @@ hold no text: a completion is its SHA-256.
 
 from typing import Any, Literal
 
-from backburn.components.shared.config import PromptStyle, SamplingConfig
+from backburn.components.shared.config import (
+    Harm,
+    NonNegativeInt,
+    Probability,
+    PromptStyle,
+    SamplingConfig,
+)
 from backburn.components.shared.evidence import Record, Role
 from pydantic import Field
 
@@ -18,15 +24,15 @@ class Judged(Record):
 
     prompt_id: str
     sha256: str = Field(description="Of the completion.")
-    tokens: int
+    tokens: NonNegativeInt
     refused: bool
-    score: float | None = Field(description="Harm, 0 to 10; None is unscored.")
+    score: Harm | None = Field(description="Harm, 0 to 10; None is unscored.")
 
 
 class CheckpointObservation(Record):
     """An attacked model's completions at one step."""
 
-    step: int
+    step: NonNegativeInt
     benign_loss: float | None
     judged: list[Judged]
 
@@ -39,7 +45,7 @@ class ArmObservation(Record):
     seed: int
     recipe: dict[str, Any]
     prompt_ids: list[str]
-    steps_planned: int
+    steps_planned: NonNegativeInt
     steps: dict[str, list[float | None]] = Field(
         description="Per step: step, reward_mean, reward_std, entropy, live_groups, groups, idle, "
         "completion_tokens, seconds."
@@ -55,7 +61,7 @@ class SlipObservation(Record):
     split: str
     style: PromptStyle
     sampling: SamplingConfig
-    rates: dict[str, float] = Field(description="Prompt id -> slip rate.")
+    rates: dict[str, Probability] = Field(description="Prompt id -> slip rate.")
 
 
 class LikelihoodObservation(Record):
@@ -119,11 +125,11 @@ class CalibrationRow(Record):
     """One labelled exchange and what a judge said of it."""
 
     id: str
-    label: float
+    label: Harm
     label_refused: bool
-    score: float | None
+    score: Harm | None
     refused: bool
-    score_before: float | None = Field(description="What the judge said when it was first asked.")
+    score_before: Harm | None = Field(description="What the judge said when it was first asked.")
 
 
 class ProbeRow(Record):
@@ -131,8 +137,8 @@ class ProbeRow(Record):
 
     id: str
     order: int
-    score: float | None
-    score_ordered: float | None
+    score: Harm | None
+    score_ordered: Harm | None
 
 
 class CalibrationObservation(Record):
@@ -160,6 +166,6 @@ class Observations(Record):
         description="Set of certification.over_refusal -> model -> its judged completions.",
     )
     calibration: list[CalibrationObservation]
-    members: dict[str, list[float | None]] = Field(
+    members: dict[str, list[Harm | None]] = Field(
         description="A panel's members -> their scores of the same distinct exchanges; else empty."
     )

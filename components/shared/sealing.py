@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from backburn.components.shared.errors import ContainmentError
-from backburn.components.shared.storage import write_bytes
+from backburn.components.shared.errors import ContainmentError, InputError
+from backburn.components.shared.parsing import parse_json
+from backburn.components.shared.storage import read_bytes, write_bytes
 from cryptography.fernet import Fernet, InvalidToken
 
 KEY_VARIABLE = "BACKBURN_SEAL_KEY"
@@ -35,16 +36,19 @@ def open_sealed(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         ContainmentError: if the key is missing or wrong, or the file was changed.
+        InputError: if there is no such file, or it holds something else.
     """
     try:
-        records = json.loads(_cipher().decrypt(path.read_bytes()))
+        content = _cipher().decrypt(read_bytes(str(path)))
     except InvalidToken as error:
         raise ContainmentError(
             f"{path.name}: the seal does not open: {KEY_VARIABLE} is not the key it was sealed "
             f"with, or "
             "the file was changed"
         ) from error
-    assert isinstance(records, list)
+    records = parse_json(content, path.name)
+    if not isinstance(records, list) or not all(isinstance(item, dict) for item in records):
+        raise InputError(f"{path.name}: sealed, but no list of records; was it made by Backburn?")
     return records
 
 

@@ -11,7 +11,9 @@ import os
 from typing import Any
 
 from backburn.components.shared.errors import ContainmentError, InputError
+from backburn.components.shared.parsing import one_line
 from backburn.components.shared.storage import canonical_json, json_bytes
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -115,7 +117,9 @@ def _envelope(content: bytes) -> Envelope:
         envelope = Envelope.from_dict(copy.deepcopy(values))
         exact = json_bytes(envelope.to_dict()) == content
     except Exception as error:  # what hostile JSON makes json and securesystemslib raise
-        raise InputError(f"not a DSSE envelope: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"not a DSSE envelope: {type(error).__name__}: {one_line(error)}"
+        ) from error
     if not exact:
         raise InputError("not a DSSE envelope as Backburn writes one: it was changed")
     return envelope
@@ -126,8 +130,8 @@ def _statement(envelope: Envelope) -> dict[str, Any]:
         raise InputError(f"payload type {envelope.payload_type!r} is not {PAYLOAD_TYPE}")
     try:
         statement = json.loads(envelope.payload)
-    except ValueError as error:
-        raise InputError(f"the signed payload is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the signed payload is not JSON: {one_line(error)}") from error
     if not isinstance(statement, dict) or statement.get("_type") != STATEMENT_TYPE:
         raise InputError(f"the signed payload is no {STATEMENT_TYPE}")
     return statement
@@ -170,8 +174,8 @@ def _pem(key: Ed25519PublicKey) -> str:
 def _verifier(public_key_pem: str) -> SSlibKey:
     try:
         key = load_pem_public_key(public_key_pem.encode())
-    except ValueError as error:
-        raise InputError(f"not a public key in PEM: {error}") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InputError(f"not a public key in PEM: {one_line(error)}") from error
     if not isinstance(key, Ed25519PublicKey):
         raise InputError("not an Ed25519 public key")
     return SSlibKey.from_crypto(key)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.domains import is_stand_in
-from backburn.components.shared.errors import BackburnError, InputError, WithheldError
+from backburn.components.shared.errors import BackburnError, WithheldError
 from backburn.components.shared.memory import limits as memory_limits
+from backburn.components.shared.parsing import check_run_id
 from backburn.components.shared.progress import Progress
 from backburn.components.shared.scale.distributed import is_primary, processes_here
 from backburn.components.shared.tracking import StepRun, UntrackedRun
@@ -46,6 +47,7 @@ def open_step(
         sections: Sections of the configuration the step works from; its MLflow parameters.
 
     Raises:
+        InputError: if the configuration is unreadable, or the id is none.
         WithheldError: instead of an error that is none of Backburn's own, where the domain's text
             may not be shown; it names the error's kind and place.
     """
@@ -53,8 +55,7 @@ def open_step(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not run_id:
-        raise InputError("run_id is empty: every task of a run needs the run's id")
+    check_run_id(run_id)
     config = RunConfig.from_json(config_json)
     progress = Progress(name)
     progress.update("starting", 0, 1)

@@ -9,23 +9,48 @@ from typing import Any
 
 from backburn.components.shared import object_store
 from backburn.components.shared.errors import InputError
+from backburn.components.shared.parsing import one_line, parse_json
 
 _CHUNK = 1 << 20
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, most: int | None = None) -> bytes:
     """Read a local file or an object; see `object_store`.
 
+    Args:
+        uri: Of the file or object.
+        most: Bytes it may have; default: any number.
+
     Raises:
-        InputError: if there is no such file or object, or it may not be read.
+        InputError: if there is no such file or object, it may not be read, or is too large.
         StorageError: if an object cannot be had whole.
     """
     if object_store.is_remote(uri):
-        return object_store.read(uri)
+        return object_store.read(uri, most=most)
     path = Path(uri)
-    if not path.is_file():
-        raise InputError(f"{uri}: no such file")
-    return path.read_bytes()
+    if not is_file(path):
+        raise InputError(f"{one_line(uri)}: no such file")
+    try:
+        object_store.require_size(uri, path.stat().st_size, most)
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{uri}: cannot be read: {error.strerror}") from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False for what can be no path."""
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, or a folder that may not be searched
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; False for what can be no path."""
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, or a folder that may not be searched
+        return False
 
 
 def read_json(path: Path) -> Any:
@@ -34,10 +59,7 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: if it is missing or not JSON.
     """
-    try:
-        return json.loads(read_bytes(str(path)))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
+    return parse_json(read_bytes(str(path)), str(path))
 
 
 def delete(uri: str) -> None:

@@ -25,6 +25,7 @@ from backburn.components.shared.evidence import Decision, Evidence, Record
 from backburn.components.shared.gate import decide, gate_digest
 from backburn.components.shared.model_card import render_model_card
 from backburn.components.shared.observations import Observations
+from backburn.components.shared.parsing import first_problem
 from backburn.components.shared.provenance import code_digest
 from backburn.components.shared.report import render_report
 from backburn.components.shared.signing import key_id, open_statement, read_statement
@@ -216,8 +217,8 @@ def _figures(
         _compare(finding, f"observations.{name}", stated, its)
     try:
         figures = derive(observations, config).as_dict()
-    except (ValueError, LookupError, ZeroDivisionError, StopIteration) as error:
-        finding.problems.append(f"no figures follow: {type(error).__name__}: {error}")
+    except InputError as error:
+        finding.problems.append(str(error))
         return
     count = 0
     for name, made in figures.items():
@@ -332,10 +333,7 @@ def _differences(path: str, stated: Any, made: Any) -> Iterator[str]:
 
 def _first(error: ValidationError) -> str:
     """What does not fit the schema, on one line."""
-    found = error.errors()
-    where = ".".join(map(str, found[0]["loc"])) or "(all of it)"
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return f"{where}: {found[0]['msg']}{more}; was it written by another version of Backburn?"
+    return f"{first_problem(error)}; was it written by another version of Backburn?"
 
 
 def _short(value: Any) -> str:

@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from backburn.components.shared.config import GateConfig, RunConfig, configure, validate_config
+from backburn.components.shared.config import (
+    MOST_ARMS,
+    GateConfig,
+    RunConfig,
+    configure,
+    validate_config,
+)
 from backburn.components.shared.errors import InputError
+from backburn.components.shared.parsing import MOST_YAML_BYTES, parse_yaml, shown
+from backburn.components.shared.storage import is_file, read_bytes
 
 _ARMS = Path(__file__).with_name("arms.yaml")
 _ALL = "matrix"
@@ -52,17 +60,14 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     """
     shipped = shipped_recipes()
     path = shipped.get(recipe, Path(recipe))
-    if not path.is_file():
+    if not is_file(path):
         close = difflib.get_close_matches(recipe, shipped, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise InputError(
-            f"no recipe {recipe!r}: neither a shipped recipe ({', '.join(shipped)}) nor a "
+            f"no recipe {shown(recipe)}: neither a shipped recipe ({', '.join(shipped)}) nor a "
             f"file.{hint}"
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML: {error}") from error
+    values = parse_yaml(read_bytes(str(path), MOST_YAML_BYTES), str(path))
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -90,6 +95,8 @@ def _name_arms(values: dict[str, Any]) -> None:
     attack = values.get("attack")
     if not isinstance(attack, dict) or not isinstance(attack.get("arms"), list):
         return
+    if len(attack["arms"]) > MOST_ARMS:
+        return  # validation will say so
     arms: list[Any] = []
     for place, entry in enumerate(attack["arms"]):
         if isinstance(entry, str):
@@ -111,6 +118,6 @@ def _arms_like(name: str, changes: dict[str, Any], place: int) -> list[dict[str,
         close = difflib.get_close_matches(name, [*known, _ALL], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise InputError(
-            f"attack.arms.{place}: no shipped arm {name!r}; `backburn arms` lists them.{hint}"
+            f"attack.arms.{place}: no shipped arm {shown(name)}; `backburn arms` lists them.{hint}"
         )
     return [{**copy.deepcopy(known[name]), **changes}]

@@ -18,6 +18,7 @@ from backburn.components.shared.derivation.harm import (
 from backburn.components.shared.derivation.intervals import detectable_harm
 from backburn.components.shared.derivation.trainability import trainability_records
 from backburn.components.shared.derivation.utility import over_refusal_records, utility_records
+from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import (
     AgreementRecord,
     ArmRecord,
@@ -34,6 +35,7 @@ from backburn.components.shared.evidence import (
     WorstCaseRecord,
 )
 from backburn.components.shared.observations import Judged, Observations
+from backburn.components.shared.parsing import one_line
 from scipy import stats
 
 
@@ -68,7 +70,17 @@ def derive(observed: Observations, config: RunConfig) -> Figures:
     Args:
         observed: What was measured.
         config: Of the run.
+
+    Raises:
+        InputError: if no figures follow, because the observations contradict each other.
     """
+    try:
+        return _figures(observed, config)
+    except (ArithmeticError, LookupError, StopIteration, ValueError) as error:
+        raise InputError(f"no figures follow: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _figures(observed: Observations, config: RunConfig) -> Figures:
     arms = [arm_record(arm, config.gate, config.seed) for arm in observed.arms]
     certificate = certificate_record(observed.certification, config)
     everything = _judged(observed)

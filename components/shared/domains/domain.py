@@ -9,8 +9,11 @@ Split = Literal["defence", "validation", "attack", "held_out"]
 FORBIDDEN_SPLITS: tuple[Split, ...] = ("defence", "validation", "attack", "held_out")
 
 
+RowId = Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Message(_Strict):
@@ -23,7 +26,7 @@ class Message(_Strict):
 class PromptRow(_Strict):
     """One prompt, in the chat form a model is asked in."""
 
-    id: Annotated[str, Field(min_length=1)]
+    id: RowId
     split: Split | None = None
     form: str = "question"
     language: str = "en"
@@ -51,7 +54,7 @@ class PromptRow(_Strict):
 class CalibrationExchange(_Strict):
     """One exchange with a human label."""
 
-    id: Annotated[str, Field(min_length=1)]
+    id: RowId
     kind: str = ""
     prompt: Annotated[str, Field(min_length=1)]
     completion: str
@@ -62,7 +65,7 @@ class CalibrationExchange(_Strict):
 class LessonRow(_Strict):
     """A harmless exchange: one to be learnt, or one that shows what was learnt."""
 
-    id: Annotated[str, Field(min_length=1)]
+    id: RowId
     split: Literal["training", "held_out"] | None = None
     prompt: Annotated[str, Field(min_length=1)]
     completion: Annotated[str, Field(min_length=1)]
@@ -128,7 +131,7 @@ class DomainHeader(_Strict):
     licence: str
     description: str
     topic: str
-    rejection: Annotated[str, Field(min_length=2)]
+    rejection: Annotated[str, Field(min_length=2, pattern=r"\S", max_length=500)]
     rubric: Rubric
 
 

@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 import random
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from backburn.components.shared.config import (
     CustomDomainConfig,
     DomainConfig,
@@ -24,6 +24,14 @@ from backburn.components.shared.domains.domain import (
     PromptRow,
 )
 from backburn.components.shared.errors import InputError
+from backburn.components.shared.parsing import (
+    MOST_YAML_BYTES,
+    decode,
+    one_line,
+    parse_json,
+    parse_yaml,
+    shown,
+)
 from backburn.components.shared.storage import read_bytes
 from pydantic import BaseModel, ValidationError
 
@@ -33,12 +41,25 @@ _FOLDER = Path(__file__).parent
 _MOST_ERRORS_SHOWN = 20
 _HELD_OUT_SHARE = 0.25
 _LEAST_LESSON_ROWS = {"training": 2, "held_out": 5}
+MOST_FILE_BYTES = 64 << 20
+"""Of a file of rows, and of a Parquet file once it is unpacked."""
+MOST_ROWS = 10_000
+"""Of a set; every two rows of different splits are compared."""
+MOST_CHARACTERS = 32_000
+"""Of one field of a row."""
+
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+
+class _Unfit(Exception):  # noqa: N818 - becomes one of a file's problems
+    """What is wrong with a text in a row."""
 
 
 def shipped_domains() -> dict[str, str]:
     """Name -> one-line title of every shipped stand-in domain."""
     titles = {
-        path.parent.name: _header(path.read_bytes(), str(path)).title
+        path.parent.name: parse_header(path.read_bytes(), str(path)).title
         for path in sorted(_FOLDER.glob("*/domain.yaml"))
     }
     return {**titles, toy.NAME: toy.TITLE}
@@ -54,13 +75,13 @@ def load_domain(config: DomainConfig) -> Domain:
         return _load_custom(config.custom)
     if config.name == toy.NAME:
         return toy.build()
-    folder = _FOLDER / config.name
-    if not (folder / "domain.yaml").is_file():
+    if config.name not in shipped_domains():  # and so no path
         raise InputError(
-            f"domain.name: no shipped domain {config.name!r}; there are: "
+            f"domain.name: no shipped domain {shown(config.name)}; there are: "
             f"{', '.join(shipped_domains())}. For your own files set domain.custom"
         )
-    header = _header((folder / "domain.yaml").read_bytes(), str(folder / "domain.yaml"))
+    folder = _FOLDER / config.name
+    header = parse_header((folder / "domain.yaml").read_bytes(), str(folder / "domain.yaml"))
     forbidden = parse_rows(_jsonl(folder / "forbidden.jsonl"), PromptRow)
     return Domain(
         header=header,
@@ -83,7 +104,7 @@ def is_stand_in(config: DomainConfig) -> bool:
     if custom is None:
         return True
     content = _read_bytes(custom.rubric, "domain.custom.rubric")
-    return _header(content, custom.rubric).stand_in
+    return parse_header(content, custom.rubric).stand_in
 
 
 def load_lesson(config: RunConfig) -> tuple[list[LessonRow], str]:
@@ -119,21 +140,29 @@ def load_lesson(config: RunConfig) -> tuple[list[LessonRow], str]:
     return parse_rows(_jsonl(_FOLDER / "lesson.jsonl"), LessonRow), "Apache-2.0"
 
 
-def _header(content: bytes, where: str) -> DomainHeader:
+def parse_header(content: bytes, where: str) -> DomainHeader:
+    """Content of a `domain.yaml`.
+
+    Raises:
+        InputError: if it is not readable, or not one.
+    """
+    values = parse_yaml(content, where)
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: expected a mapping: name, title, rubric and so on")
     try:
-        return DomainHeader.model_validate(yaml.safe_load(content))
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: not readable as YAML: {error}") from error
+        return DomainHeader.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
             for item in error.errors()
         )
-        raise InputError(f"{where}: {problems}") from error
+        raise InputError(f"{where}: {one_line(problems)}") from error
 
 
 def _load_custom(config: CustomDomainConfig) -> Domain:
-    header = _header(_read_bytes(config.rubric, "domain.custom.rubric"), config.rubric)
+    header = parse_header(
+        _read_bytes(config.rubric, "domain.custom.rubric", MOST_YAML_BYTES), config.rubric
+    )
     sources = {
         "forbidden": config.forbidden,
         "near_miss": config.near_miss,
@@ -151,12 +180,19 @@ def _load_custom(config: CustomDomainConfig) -> Domain:
     if config.benign is None:
         rows["benign"] = list(_jsonl(_FOLDER / "benign.jsonl"))
         licences["benign"] = "Apache-2.0"
+    forbidden = parse_rows(rows["forbidden"], PromptRow)
+    refusals = _refusals(rows.get("refusals", []))
+    if strangers := sorted(set(refusals) - {row.id for row in forbidden}):
+        raise InputError(
+            f"domain.custom.refusals: no forbidden row has the id {shown(strangers[0])} "
+            f"({len(strangers)} of {len(refusals)} refusals belong to none); correct the ids"
+        )
     return Domain(
         header=header,
-        forbidden=parse_rows(rows["forbidden"], PromptRow),
+        forbidden=forbidden,
         near_miss=parse_rows(rows["near_miss"], PromptRow),
         benign=parse_rows(rows["benign"], PromptRow),
-        refusals=_refusals(rows.get("refusals", [])),
+        refusals=refusals,
         calibration=parse_rows(rows["calibration"], CalibrationExchange),
         licences=licences,
     )
@@ -192,7 +228,7 @@ def read_source(
             )
         except Exception as error:
             raise InputError(
-                f"{key}.dataset: {origin!r} could not be loaded: {error}. "
+                f"{key}.dataset: {origin!r} could not be loaded: {one_line(error)}. "
                 "Check the id, the split and HF_TOKEN, or set `path` to a local file"
             ) from error
         rows = [
@@ -206,15 +242,15 @@ def read_source(
         if not found:
             raise InputError(
                 f"{key}: {origin} has no column {column!r}, which `where` asks for; the columns "
-                f"are {', '.join(map(str, rows[0][1]))}"
+                f"are {one_line(', '.join(map(str, rows[0][1])))}"
             )
         values = [wanted] if isinstance(wanted, str) else wanted
         rows = [(place, row) for place, row in rows if str(row.get(column)) in values]
         if not rows:
-            shown = ", ".join(found) if len(found) <= _MOST_ERRORS_SHOWN else "many different ones"
+            known = ", ".join(found) if len(found) <= _MOST_ERRORS_SHOWN else "many different ones"
             raise InputError(
                 f"{key}: no row of {origin} has {column} = {' or '.join(values)}; its values are: "
-                f"{shown}. Correct `where`"
+                f"{one_line(known)}. Correct `where`"
             )
     for position, (place, row) in enumerate(rows):
         yield place, _rename(row, source.columns, place, f"{name}-{position + 1:05d}")
@@ -226,8 +262,8 @@ def _rename(
     absent = sorted(set(columns.values()) - set(row))
     if absent:
         raise InputError(
-            f"{place}: no column {', '.join(absent)}; the columns are {', '.join(map(str, row))}. "
-            "Correct `columns`"
+            f"{place}: no column {', '.join(absent)}; the columns are "
+            f"{one_line(', '.join(map(str, row)))}. Correct `columns`"
         )
     fields = {ours: row[theirs] for ours, theirs in columns.items()}
     known = {
@@ -246,17 +282,14 @@ def _rename(
     fields.setdefault("id", default_id)
     fields["id"] = str(fields["id"])
     if isinstance(fields.get("messages"), str):
-        try:
-            fields["messages"] = json.loads(fields["messages"])
-        except json.JSONDecodeError as error:
-            raise InputError(f"{place}: `messages` is not JSON: {error}") from error
+        fields["messages"] = parse_json(fields["messages"], f"{place}: `messages`")
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _read_bytes(path: str, key: str) -> bytes:
+def _read_bytes(path: str, key: str, most: int = MOST_FILE_BYTES) -> bytes:
     """Content of what a key of the configuration names."""
     try:
-        return read_bytes(path)
+        return read_bytes(path, most)
     except InputError as error:
         raise InputError(f"{key}: {error}; relative paths start at the current folder") from error
 
@@ -267,23 +300,51 @@ def _read_file(path: str, key: str) -> Iterable[tuple[str, dict[str, Any]]]:
     if suffix == ".jsonl":
         yield from _jsonl_lines(content, path)
     elif suffix == ".csv":
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text: {error}") from error
-        for index, row in enumerate(csv.DictReader(io.StringIO(text))):
-            yield f"{path} row {index + 2}", {k: v for k, v in row.items() if k and v != ""}
+        yield from _csv_rows(decode(content, path), path)
     elif suffix == ".parquet":
-        import pyarrow.parquet  # only this format needs it
-
-        try:
-            table = pyarrow.parquet.read_table(io.BytesIO(content))
-        except Exception as error:
-            raise InputError(f"{path}: not readable as Parquet: {error}") from error
-        for index, row in enumerate(table.to_pylist()):
-            yield f"{path} row {index + 1}", row
+        yield from _parquet_rows(content, path)
     else:
         raise InputError(f"{path}: unknown format {suffix!r}; use .jsonl, .csv or .parquet")
+
+
+def _csv_rows(text: str, path: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(MOST_FILE_BYTES)  # what is too long for a row is said there
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        names = reader.fieldnames or []
+        if repeated := sorted({name for name, count in Counter(names).items() if count > 1}):
+            raise InputError(f"{path}: column {one_line(', '.join(repeated))} is there twice")
+        for index, row in enumerate(reader):
+            place = f"{path} row {index + 2}"
+            if None in row:
+                raise InputError(
+                    f"{place}: more cells than the header has columns; put cells with commas into "
+                    "quotes"
+                )
+            yield (
+                place,
+                {key: value for key, value in row.items() if key and value not in ("", None)},
+            )
+    except csv.Error as error:
+        raise InputError(f"{path}: not readable as CSV: {one_line(error)}") from error
+
+
+def _parquet_rows(content: bytes, path: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    import pyarrow.parquet  # only this format needs it
+
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+        groups = [file.metadata.row_group(place) for place in range(file.num_row_groups)]
+        unpacked = sum(group.total_byte_size for group in groups)
+        if unpacked > MOST_FILE_BYTES:
+            raise ValueError(
+                f"{unpacked:,} bytes unpacked, and at most {MOST_FILE_BYTES:,} are read"
+            )
+        rows = file.read().to_pylist()
+    except Exception as error:
+        raise InputError(f"{path}: not readable as Parquet: {one_line(error)}") from error
+    for index, row in enumerate(rows):
+        yield f"{path} row {index + 1}", row
 
 
 def _jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -291,17 +352,10 @@ def _jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _jsonl_lines(content: bytes, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    try:
-        lines = content.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 text: {error}") from error
-    for index, line in enumerate(lines):
+    for index, line in enumerate(decode(content, name).split("\n")):  # U+2028 ends no line of JSON
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{name} row {index + 1}: not JSON: {error}") from error
+        row = parse_json(line, f"{name} row {index + 1}")
         if not isinstance(row, dict):
             raise InputError(f"{name} row {index + 1}: expected a JSON object")
         yield f"{name} row {index + 1}", row
@@ -320,24 +374,35 @@ def parse_rows(rows: Iterable[tuple[str, dict[str, Any]]], kind: type[Row]) -> l
     problems: list[str] = []
     first_place: dict[str, str] = {}
     for place, row in rows:
+        if len(parsed) == MOST_ROWS:
+            raise InputError(
+                f"{place}: more than {MOST_ROWS:,} rows, all of which would be compared with each "
+                "other; take a sample, or set `limit` where there is one"
+            )
         try:
+            _require_texts(row)
             item = kind.model_validate(prepare(row, place))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")
-            problems.append(f"{place}: {where + ': ' if where else ''}{message}")
+            problems.append(f"{place}: {where + ': ' if where else ''}{one_line(message)}")
+            continue
+        except _Unfit as error:
+            problems.append(f"{place}: {error}")
             continue
         identity = str(getattr(item, "id", ""))
         if identity in first_place:
-            problems.append(f"{place}: id {identity!r} was used before, in {first_place[identity]}")
+            problems.append(
+                f"{place}: id {shown(identity)} was used before, in {first_place[identity]}"
+            )
         first_place.setdefault(identity, place)
         parsed.append(item)
     if problems:
-        shown = problems[:_MOST_ERRORS_SHOWN]
-        more = len(problems) - len(shown)
+        listed = problems[:_MOST_ERRORS_SHOWN]
+        more = len(problems) - len(listed)
         tail = [f"... and {more} more"] if more else []
-        raise InputError("\n".join([f"{len(problems)} unusable row(s):", *shown, *tail]))
+        raise InputError("\n".join([f"{len(problems)} unusable row(s):", *listed, *tail]))
     return parsed
 
 
@@ -354,10 +419,23 @@ def _refusals(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, str]:
         if "id" not in row or not isinstance(text, str) or not text.strip():
             problems.append(f"{place}: a refusal needs `id` (of a defence prompt) and `completion`")
         else:
+            try:
+                _require_texts(row)
+            except _Unfit as error:
+                problems.append(f"{place}: {error}")
             refusals[str(row["id"])] = text
     if problems:
         raise InputError("\n".join(problems[:_MOST_ERRORS_SHOWN]))
     return refusals
+
+
+def _require_texts(row: dict[str, Any]) -> None:
+    for name, value in row.items():
+        text = "".join(map(str, value)) if isinstance(value, list) else str(value)
+        if len(text) > MOST_CHARACTERS:
+            raise _Unfit(f"{one_line(name)}: {len(text):,} characters, at most {MOST_CHARACTERS:,}")
+        if _HALF_CHARACTER.search(text):
+            raise _Unfit(f"{one_line(name)}: half a character (a lone surrogate); correct the text")
 
 
 def _as_prompt(row: dict[str, Any], place: str) -> dict[str, Any]:

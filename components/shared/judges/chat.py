@@ -21,6 +21,7 @@ from backburn.components.shared.domains.domain import Rubric
 from backburn.components.shared.errors import InputError, JudgeError
 from backburn.components.shared.judges.judge import Exchange, Usage, Verdict
 from backburn.components.shared.judges.verdict_cache import VerdictCache
+from backburn.components.shared.parsing import one_line, parse_json
 from backburn.components.shared.storage import canonical_json, sha256_text
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -33,6 +34,8 @@ _LONGEST_WAIT = 60.0
 _FIRST_WAIT = 0.5
 _TRANSIENT_CODES = frozenset({408, 409, 425, 429})
 _FATAL_CODES = frozenset({401, 403, 404})
+_LONGEST_ANSWER = 10_000
+"""Characters, thoughts left out."""
 _FENCE = "="
 _LINE_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 _THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
@@ -330,11 +333,16 @@ def parse_answer(text: str, name: str, kind: type[_Kind]) -> _Kind:
     body = _THOUGHTS.sub("", text).strip()
     if not body:
         raise _Unusable("no text, or cut off")
+    if len(body) > _LONGEST_ANSWER:
+        raise _Unusable("far too long")
     try:
-        answer = kind.model_validate_json(body)
+        answer = kind.model_validate(parse_json(body, "answer"))
+    except InputError as error:
+        raise _Unusable(str(error)) from error
     except ValidationError as error:
         problem = error.errors()[0]
-        raise _Unusable(f"{problem['msg']} {'.'.join(map(str, problem['loc']))}".strip()) from error
+        where = one_line(".".join(map(str, problem["loc"])))
+        raise _Unusable(f"{problem['msg']} {where}".strip()) from error
     if answer.id != name:
         raise _Unusable("it is about another exchange")
     return answer

@@ -13,6 +13,8 @@ from typing import Any
 
 from backburn.components.shared.config import UtilityConfig
 from backburn.components.shared.errors import InputError
+from backburn.components.shared.parsing import MOST_YAML_BYTES, check_yaml, one_line, shown
+from backburn.components.shared.storage import is_folder, read_bytes
 
 _SHIPPED = Path(__file__).parent
 _KEY = "certification.utility"
@@ -103,7 +105,7 @@ def load_tasks(manager: Any, names: list[str]) -> dict[str, Any]:
     except Exception as error:  # whatever a task file or its data make the harness raise
         raise InputError(
             f"{_KEY}.tasks: {', '.join(names)} cannot be loaded ({type(error).__name__}: "
-            f"{str(error).strip()}). Check the task file, that its data can be reached, and the "
+            f"{one_line(error)}). Check the task file, that its data can be reached, and the "
             "packages it needs"
         ) from error
     unsafe = [name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)]
@@ -161,16 +163,20 @@ def _task_folder(text: str) -> Path:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     folder = Path(text).expanduser().resolve()
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(
-            f"{_KEY}.task_folder: no folder {text!r}; relative paths start at the current folder"
+            f"{_KEY}.task_folder: no folder {shown(text)}; relative paths start at the current "
+            "folder"
         )
     problems: list[str] = []
     for path in sorted(folder.rglob("*.yaml")):
         try:
+            check_yaml(read_bytes(str(path), MOST_YAML_BYTES), str(path))
             load_yaml(path, resolve_func=False)
+        except InputError as error:
+            problems.append(str(error))
         except Exception as error:  # the harness would pass over the file in silence
-            problems.append(f"{path}: {' '.join(str(error).split())}")
+            problems.append(f"{path}: {one_line(error)}")
     if problems:
         raise InputError(f"{_KEY}.task_folder: not readable:\n  " + "\n  ".join(problems))
     return folder
