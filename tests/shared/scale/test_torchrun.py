@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -259,7 +260,9 @@ def test_a_lost_process_ends_the_step_soon_with_one_line(
     assert "\n" not in message
     assert "rank 1 of 2 processes was ended by SIGKILL" in message
     assert "compute.memory" in message
-    assert Path(message.rpartition("Its log: ")[2]).is_file()
+    log = Path(message.rpartition("Its log: ")[2])
+    assert log.is_file()
+    shutil.rmtree(log.parents[3])
     assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl"}
     assert not [child for child in children() if "RANK" in child.environ()]
     assert tracked(workplace, "lost")["defense_training"][0] == "FAILED"
