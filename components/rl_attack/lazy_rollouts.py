@@ -17,10 +17,10 @@ from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import (
     CompletionLogits,
-    completion_logits,
     draw_completions,
     invert_cumulative,
     log_distribution,
+    scored,
 )
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -182,8 +182,12 @@ class Rollouts:
         keys = [tuple(prompt) for prompt in prompts]
         unread = [key for key in dict.fromkeys(keys) if key not in self._logits]
         if unread:
-            logits = completion_logits(
-                self._loaded, unread, [self._rejection] * len(unread), model=model
+            logits = scored(
+                lambda entry: entry,  # exchanged, so that all processes depart at the same tokens
+                self._loaded,
+                unread,
+                [self._rejection] * len(unread),
+                model=model,
             )
             self._logits.update(zip(unread, logits, strict=True))
             self.counts.tables_built += len(unread)

@@ -70,7 +70,8 @@ def sweep(
 
 
 def _never() -> Any:
-    raise AssertionError("only the primary process decides")
+    """What another process than the primary one would give to `from_primary`."""
+    raise AssertionError("only the primary process searches")
 
 
 def _search(

@@ -50,7 +50,7 @@ def run(config_json: str, base: Path) -> dict[str, Any]:
 
     def supervised(name: str, losses: list[float]) -> None:
         distributed.sum_gradients(trained)
-        found[name] = [*losses, *gradients(model)]
+        found[f"{name}: losses"], found[f"{name}: gradient"] = losses, gradients(model)
         model.zero_grad()
 
     for count in (1, 5):  # of one example, a second process has none
@@ -70,7 +70,9 @@ def run(config_json: str, base: Path) -> dict[str, Any]:
             copies=copies,
         )
     for loss, beta, entropy in (("dapo", 0.04, 0.0), ("grpo", 0.0, 0.1), ("rloo", 0.0, 0.0)):
-        found[loss] = reinforced(loaded, model, toy.benign[:3], loss, beta, entropy)
+        found[f"{loss}: entropy"], found[f"{loss}: gradient"] = reinforced(
+            loaded, model, toy.benign[:3], loss, beta, entropy
+        )
     return found
 
 
@@ -91,14 +93,16 @@ def reinforced(
     loss: str,
     beta: float,
     entropy: float,
-) -> list[float]:
+) -> tuple[list[float], list[float]]:
     """Mean entropy and gradient of one GRPO step on three groups of five."""
+    entropies: list[float] = []
     seen: list[float] = []
 
     class Watched(GroupTrainer):
         def _clip_grad_norm(self, model: Any) -> Any:
             assert self._entropy is not None
-            seen.extend([self._entropy, *gradients(model)])
+            seen.extend(gradients(model))
+            entropies.append(self._entropy)
             return super()._clip_grad_norm(model)
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -128,4 +132,4 @@ def reinforced(
             ),
             on_step=lambda _: True,
         ).train()
-    return seen
+    return entropies, seen
