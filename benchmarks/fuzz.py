@@ -3,7 +3,8 @@
     python -m benchmarks.fuzz --minutes 5
     python -m benchmarks.fuzz --minutes 1 --target replies --seed 7
 
-Hypothesis makes bytes and texts, and changes valid documents at random. Prints executions, seed and findings; 1 if there is a finding.
+Hypothesis makes bytes and texts, and changes valid documents at random. Prints executions, seed and
+findings; exit code 1 if there is a finding.
 """
 
 import argparse
