@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from backburn.components.notification.delivery import new_key as new_webhook_key
 from backburn.components.shared import sealing, signing
+from backburn.components.shared.storage import sha256_text
 
 ROOT = Path(__file__).parents[2]
 HOOK = Path(__file__).parent / "hook"
@@ -35,6 +36,11 @@ class Sandbox:
         """Of attacked weights; outside of what is searched."""
         return self.root / "patterns"
 
+    @property
+    def memory(self) -> Path:
+        """Stands for /dev/shm, and is in it."""
+        return MEMORY / f"test-{sha256_text(str(self.root))[:12]}"
+
     def places(self) -> list[Path]:
         """All that is searched."""
         return [self.watched, MEMORY]
@@ -44,6 +50,7 @@ class Sandbox:
         for name in ("home", "cache", "tmp"):
             (self.watched / name).mkdir(parents=True, exist_ok=True)
         self.patterns.mkdir(exist_ok=True)
+        self.memory.mkdir(exist_ok=True)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("BACKBURN_", "MLFLOW_R"))}
         paths = [str(HOOK), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         done = subprocess.run(
@@ -56,6 +63,7 @@ class Sandbox:
                 "TMPDIR": str(self.watched / "tmp"),
                 "BACKBURN_CACHE": str(self.watched / "cache"),
                 "CONTAINMENT_PATTERNS": str(self.patterns),
+                "CONTAINMENT_MEMORY": str(self.memory),
                 **variables,
             },
             capture_output=True,
@@ -63,6 +71,8 @@ class Sandbox:
             timeout=3600,
             check=False,
         )
+        if not any(self.memory.iterdir()):
+            self.memory.rmdir()
         number = len(list(self.watched.glob("*.stdout")))
         (self.watched / f"{number}.stdout").write_text(done.stdout, "utf-8")
         (self.watched / f"{number}.stderr").write_text(done.stderr, "utf-8")

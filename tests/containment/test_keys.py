@@ -11,7 +11,8 @@ from backburn.components.shared.errors import InputError
 from backburn.components.shared.judges import Exchange
 from backburn.components.shared.judges.chat import ChatJudge
 from backburn.components.shared.judges.verdict_cache import VerdictCache
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 
 from tests.containment.conftest import EndedAttack, WholeRun
 from tests.containment.patterns import find
@@ -59,9 +60,9 @@ class EchoingServer:
         self.app = FastAPI()
         self.app.post("/v1/chat/completions")(self._refuse)
 
-    async def _refuse(self, request: Request) -> Response:
+    async def _refuse(self, request: Request) -> JSONResponse:
         told = request.headers["authorization"] + (await request.body()).decode()
-        return Response(told, 401)
+        return JSONResponse({"error": {"message": told}}, 401)
 
 
 def test_a_judge_server_s_answer_is_not_quoted(

@@ -18,7 +18,7 @@ from backburn.components.shared.step import open_step
 from tests.containment.attack_alone import prepare
 from tests.containment.conftest import EndedAttack, WholeRun
 from tests.containment.patterns import find
-from tests.containment.runs import SUFFIX, Sandbox
+from tests.containment.runs import SUFFIX, Sandbox, secrets
 from tests.notification.receiver import receiver
 
 MARK = SUFFIX.encode()
@@ -95,6 +95,7 @@ def test_a_failure_with_text_in_its_message_shows_none_of_it(
         done = sandbox.run(
             "-m", "backburn.pipelines.cli", "run", "-r", str(marked_domain / "recipe.yaml"),
             "--run-id", "one", CONTAINMENT_FAULT="judge", BACKBURN_WEBHOOK_URL=got.url,
+            **secrets(),
         )  # fmt: skip
         sent = b"".join(request.body for request in got.requests)
     assert done.returncode == 1, done.stderr[-3000:]

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tests.containment.attack_alone import run_alone
 from tests.containment.conftest import EndedAttack, WholeRun
 from tests.containment.patterns import FLOATS, find, read_patterns
-from tests.containment.runs import MEMORY, Sandbox
+from tests.containment.runs import Sandbox
 
 
 def test_the_search_finds_weights_in_whatever_they_are_packed(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_an_attack_that_is_cut_short_leaves_no_attacked_weights(
     left = find(read_patterns(sandbox.patterns), sandbox.places())
     if fault == "SIGKILL":
         assert left, "nothing was there to be cleaned"
-        assert all(name.startswith(f"{MEMORY}/backburn-scratch-") for name in left)
+        assert all(name.startswith(f"{sandbox.memory}/backburn-scratch-") for name in left)
         assert run_alone(sandbox, tiny_base).returncode == 0
     patterns = read_patterns(sandbox.patterns)
     assert len(patterns) > 10

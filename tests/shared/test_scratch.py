@@ -11,8 +11,11 @@ from backburn.components.shared import scratch
 from backburn.components.shared.scratch import remove_leftovers, scratch_folder
 
 HOLD = """
-import time
+import sys, time
+from pathlib import Path
+from backburn.components.shared import scratch
 from backburn.components.shared.scratch import scratch_folder
+scratch._MEMORY = Path(sys.argv[1])
 with scratch_folder() as outer, scratch_folder() as inner:
     print(outer, inner, flush=True)
     time.sleep(60)
@@ -27,8 +30,9 @@ def no_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def held() -> tuple[subprocess.Popen[str], list[Path]]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
+def held(root: Path) -> tuple[subprocess.Popen[str], list[Path]]:
+    command = [sys.executable, "-c", HOLD, str(root)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, [Path(name) for name in process.stdout.readline().split()]
 
@@ -56,17 +60,17 @@ def test_without_room_in_memory_it_is_in_the_temporary_folder(no_room: Path) -> 
     assert list(no_room.iterdir()) == []
 
 
-def test_sigterm_removes_every_open_folder_and_ends_the_process() -> None:
-    process, folders = held()
+def test_sigterm_removes_every_open_folder_and_ends_the_process(tmp_path: Path) -> None:
+    process, folders = held(tmp_path)
     process.terminate()
     assert process.wait(30) == -signal.SIGTERM
     assert len(folders) == 2
     assert not any(folder.exists() for folder in folders)
 
 
-def test_a_killed_process_s_folders_go_and_a_living_one_s_stay() -> None:
-    living, kept = held()
-    killed, left = held()
+def test_a_killed_process_s_folders_go_and_a_living_one_s_stay(no_room: Path) -> None:
+    living, kept = held(no_room)
+    killed, left = held(no_room)
     killed.kill()
     killed.wait(30)
     assert all(folder.exists() for folder in left)

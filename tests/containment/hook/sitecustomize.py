@@ -82,6 +82,11 @@ def _fail(fault: str) -> None:
     os.kill(os.getpid(), getattr(signal, fault))
 
 
+def move_memory(scratch: Any) -> None:
+    """A place in memory of the test's own: another process would clean up in the common one."""
+    scratch._MEMORY = Path(os.environ["CONTAINMENT_MEMORY"])
+
+
 def break_judge(judges: Any) -> None:
     """A judge whose exception quotes what it was asked, as libraries' exceptions do."""
 
@@ -94,6 +99,8 @@ def break_judge(judges: Any) -> None:
 _PATCHES: dict[str, Callable[[Any], None]] = {}
 if "CONTAINMENT_WORDS" in os.environ:
     _PATCHES["backburn.components.shared.domains.toy"] = mark_words
+if "CONTAINMENT_MEMORY" in os.environ:
+    _PATCHES["backburn.components.shared.scratch"] = move_memory
 if "CONTAINMENT_PATTERNS" in os.environ:
     _PATCHES["backburn.components.rl_attack.attack"] = spy_on_attack
 if os.environ.get("CONTAINMENT_FAULT") == "judge":
