@@ -68,7 +68,7 @@ def test_sealed_files_hold_the_text_and_show_none_of_it(
     whole_run: WholeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(sealing.KEY_VARIABLE, whole_run.secrets[sealing.KEY_VARIABLE])
-    files = [path for path in whole_run.folder.glob("artifacts/*/*/sealed") if path.is_file()]
+    files = [path for path in whole_run.folder.rglob("sealed") if path.is_file()]
     assert len(files) >= 3, "control, attack and certification each seal"
     texts = [str(item["completion"]) for path in files for item in sealing.open_sealed(path)]
     assert any(SUFFIX in text for text in texts)
