@@ -564,4 +564,4 @@ def slip_rate(entry: CompletionLogits, sampling: SamplingConfig) -> float:
 
     Computed as -expm1(sum log p) in float64, so that rates far below float32's epsilon survive.
     """
-    return float(-torch.expm1(entry.token_log_probabilities(sampling).sum()))
+    return min(1.0, max(0.0, float(-torch.expm1(entry.token_log_probabilities(sampling).sum()))))

@@ -126,7 +126,11 @@ def test_the_shipped_task_is_found_from_anywhere_and_has_an_answer_to_every_ques
         (TASK, {"tasks": ["toy_name"]}, "no task, group or tag toy_name"),
         (TASK, {"metrics": {"toy_sentences": "f1"}}, "no averaged metric 'f1'; it averages: acc"),
         (TASK, {"metrics": {"toy": "acc"}}, "no task toy is run; there are: toy_sentences"),
-        (TASK + "task: [", {}, r"task_folder: not readable:\s+\S+toy.yaml: while parsing"),
+        (
+            TASK + "task: [",
+            {},
+            r"task_folder: not readable:\s+\S+toy.yaml: not readable as YAML: while parsing",
+        ),
         (TASK.replace("toy.jsonl", "gone.jsonl"), {}, "toy_sentences cannot be loaded"),
         (TASK.replace("doc_to_choice: choices", "doc_to_choice: option"), {}, "cannot be loaded"),
         (TASK + "unsafe_code: true\n", {}, "runs code that the model writes"),

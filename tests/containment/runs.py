@@ -49,6 +49,9 @@ class Sandbox:
         """Run Python here; its output is kept as files of the watched folder too."""
         for name in ("home", "cache", "tmp"):
             (self.watched / name).mkdir(parents=True, exist_ok=True)
+        # A socket's path has at most 107 bytes, and multiprocessing puts one into TMPDIR.
+        short = Path("/tmp") / f"b-{sha256_text(str(self.root))[:12]}"
+        short.symlink_to(self.watched / "tmp")
         self.patterns.mkdir(exist_ok=True)
         self.memory.mkdir(exist_ok=True)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("BACKBURN_", "MLFLOW_R"))}
@@ -60,7 +63,7 @@ class Sandbox:
                 **kept,
                 "PYTHONPATH": os.pathsep.join(paths),
                 "HOME": str(self.watched / "home"),
-                "TMPDIR": str(self.watched / "tmp"),
+                "TMPDIR": str(short),
                 "BACKBURN_CACHE": str(self.watched / "cache"),
                 "CONTAINMENT_PATTERNS": str(self.patterns),
                 "CONTAINMENT_MEMORY": str(self.memory),
@@ -71,6 +74,7 @@ class Sandbox:
             timeout=3600,
             check=False,
         )
+        short.unlink()
         if not any(self.memory.iterdir()):
             self.memory.rmdir()
         number = len(list(self.watched.glob("*.stdout")))

@@ -185,5 +185,5 @@ def test_no_other_variable_of_the_environment_is_read() -> None:
     assert set(re.findall(r"BACKBURN_[A-Z_]+[A-Z]", source)) == {
         "BACKBURN_ACTOR", "BACKBURN_CACHE", "BACKBURN_EVENTS", "BACKBURN_JUDGE_API_KEY",
         "BACKBURN_RUNS", "BACKBURN_SEAL_KEY", "BACKBURN_SIGNING_KEY", "BACKBURN_TRACKING_URI",
-        "BACKBURN_WEBHOOK_KEY", "BACKBURN_WEBHOOK_URL",
+        "BACKBURN_WEBHOOK_KEY", "BACKBURN_WEBHOOK_URL", "BACKBURN_WORKSPACE",
     }  # fmt: skip

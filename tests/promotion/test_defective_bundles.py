@@ -172,7 +172,7 @@ def contrary(row: Json) -> None:
 
 
 def moved(row: Json) -> None:
-    row["score_before"] = row["score"] - 1
+    row["score_before"] = row["score"] - 1 if row["score"] >= 1 else row["score"] + 1
 
 
 def unscored(observed: Json) -> None:
