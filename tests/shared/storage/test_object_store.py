@@ -1,8 +1,10 @@
 """Transfers with a real S3 server, as it is and behind a proxy that breaks its answers."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -303,22 +305,36 @@ def test_each_refusal_is_one_line_that_says_what_to_do(
     assert leftovers(tmp_path) == []
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with 1 MiB of room: a real one for root, who may mount it, else one that says so."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=True)
+        yield folder
+        subprocess.run(["umount", folder], check=True)
+        return
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(object_store.os, "pwrite", full)
+    usage = shutil.disk_usage(folder)._replace(free=1 << 20)
+    monkeypatch.setattr(object_store.shutil, "disk_usage", lambda _: usage)
+    yield folder
+
+
 def test_a_full_disk_is_noticed_before_and_during_a_download(
-    plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Any, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain.put_object(Bucket=BUCKET, Key="big", Body=content(3 << 20))
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", small], check=True)
-    try:
-        with pytest.raises(StorageError, match=r"3,145,728 bytes do not fit"):
-            object_store.download(f"s3://{BUCKET}/big", small / "file", QUICK)
-        monkeypatch.setattr(object_store, "_require_space", lambda *_: None)
-        with pytest.raises(StorageError, match="the disk is full"):
-            object_store.download(f"s3://{BUCKET}/big", small / "file", QUICK)
-        assert not (small / "file").exists()
-    finally:
-        subprocess.run(["umount", small], check=True)
+    with pytest.raises(StorageError, match=r"3,145,728 bytes do not fit"):
+        object_store.download(f"s3://{BUCKET}/big", small_disk / "file", QUICK)
+    monkeypatch.setattr(object_store, "_require_space", lambda *_: None)
+    with pytest.raises(StorageError, match="the disk is full"):
+        object_store.download(f"s3://{BUCKET}/big", small_disk / "file", QUICK)
+    assert not (small_disk / "file").exists()
 
 
 class _HostileStore(BaseHTTPRequestHandler):
