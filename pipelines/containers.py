@@ -18,6 +18,7 @@ from backburn.components.shared.progress import EVENTS_VARIABLE
 from backburn.components.shared.storage import cache_folder
 from backburn.components.shared.tracking import URI_VARIABLE
 from backburn.pipelines.local_options import NO_NETWORK
+from kubernetes.utils import parse_quantity
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -96,6 +97,7 @@ def container_tasks(
                         **self.env_vars,
                         **given,
                         "BACKBURN_CACHE": str(cache.resolve()),
+                        "HF_HOME": str(cache.resolve() / "huggingface"),
                         "HOME": "/tmp",
                     },
                     volumes={path: {"bind": path, "mode": mode} for path, mode in volumes.items()},
@@ -107,7 +109,7 @@ def container_tasks(
                     cap_drop=["ALL"],
                     security_opt=["no-new-privileges"],
                     init=True,
-                    shm_size=config.compute.shared_memory,
+                    shm_size=_bytes(config.compute.shared_memory),
                     device_requests=_accelerators(config.compute.gpus),
                     labels={_LABEL: run_id},
                 )
@@ -194,6 +196,11 @@ def _files(config: RunConfig) -> list[Path]:
     collect(config.model_dump(mode="json"))
     paths = [Path(name).expanduser().absolute() for name in named]
     return [path for path in paths if path.exists()]
+
+
+def _bytes(quantity: str | None) -> int | None:
+    """A size as Kubernetes writes it, for Docker, which does not know `8Gi`."""
+    return None if quantity is None else int(parse_quantity(quantity))
 
 
 def _accelerators(count: int) -> list[Any]:

@@ -28,7 +28,7 @@ from backburn.components.shared.config import PromptStyle, SamplingConfig
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import draw_completions, positions, read_sequences
 from backburn.components.shared.scale import distributed
-from backburn.components.shared.supervised import require_finite
+from backburn.components.shared.supervised import require_finite_gradient
 from datasets import Dataset
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, TrainerCallback
@@ -326,7 +326,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         if self._idle:
             return torch.zeros(())
         norm = super()._clip_grad_norm(model)
-        require_finite(torch.as_tensor(norm))
+        require_finite_gradient(torch.as_tensor(norm))
         return norm
 
     def _rollout(self, prompts: Any, trainer: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from backburn.components.shared.errors import InputError, StorageError
+from backburn.components.shared.watchdog import sign_of_life
 
 SCHEMES = ("s3", "minio")
 _ADDRESS = re.compile(r"\w+://([A-Za-z0-9][A-Za-z0-9._-]{1,254})/(.+)")
@@ -193,15 +194,13 @@ def upload(source: Path, uri: str, transfer: Transfer = Transfer()) -> None:
     from boto3.s3.transfer import TransferConfig
 
     client, bucket, key = _client(uri, transfer)
-    digest = hashlib.sha256()
-    for block in _blocks(source):
-        digest.update(block)
+    digest = _digest("sha256", _blocks(source))
     with _explained(uri):
         client.upload_file(
             str(source),
             bucket,
             key,
-            ExtraArgs={"Metadata": {_SHA256: digest.hexdigest()}},
+            ExtraArgs={"Metadata": {_SHA256: digest}},
             Config=TransferConfig(
                 multipart_threshold=max(_MULTIPART, transfer.part_bytes),
                 multipart_chunksize=max(transfer.part_bytes, 8 << 20),
@@ -210,7 +209,7 @@ def upload(source: Path, uri: str, transfer: Transfer = Transfer()) -> None:
         )
         head = client.head_object(Bucket=bucket, Key=key)
     stored = head.get("Metadata", {}).get(_SHA256)
-    if head["ContentLength"] != source.stat().st_size or stored != digest.hexdigest():
+    if head["ContentLength"] != source.stat().st_size or stored != digest:
         raise StorageError(f"{uri}: what the store has is not what was sent ({source})")
 
 
@@ -291,12 +290,17 @@ def _explained(uri: str) -> Iterator[None]:
             raise StorageError(f"{uri}: the disk is full: {error.filename or ''}") from error
         if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
             raise InputError(f"{uri}: {error.strerror}: {error.filename}") from error
-        raise StorageError(f"{uri}: the connection {where} broke: {error}") from error
+        raise StorageError(f"{uri}: the connection {where} broke: {error}; run again") from error
     except (BotoCoreError, Unreachable) as error:
-        raise StorageError(f"{uri}: the store {where} cannot be reached: {error}") from error
+        raise StorageError(
+            f"{uri}: the store {where} cannot be reached: {error}. Check AWS_ENDPOINT_URL and the "
+            "network, then run again"
+        ) from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("urllib3", "s3transfer", "boto3", "botocore"):
-            raise StorageError(f"{uri}: the connection {where} broke: {error}") from error
+            raise StorageError(
+                f"{uri}: the connection {where} broke: {error}; run again"
+            ) from error
         raise
 
 
@@ -371,6 +375,7 @@ def _fetch_range(
             "not serve ranges as it should"
         )
     os.pwrite(handle, content, first)
+    sign_of_life()
 
 
 def _patiently(transfer: Transfer, request: Callable[[], None]) -> None:
@@ -412,10 +417,8 @@ def _mismatch(client: Any, remote: _Remote, blocks: Callable[[], Iterator[bytes]
     """
     expected = remote.head.get("Metadata", {}).get(_SHA256)
     if expected:
-        digest = hashlib.sha256()
-        for block in blocks():
-            digest.update(block)
-        return None if digest.hexdigest() == expected else "its SHA-256 is another one"
+        same = _digest("sha256", blocks()) == expected
+        return None if same else "its SHA-256 is another one"
     stored = remote.head.get("ChecksumCRC32")
     if stored and "-" not in stored:
         checksum = 0
@@ -429,7 +432,7 @@ def _mismatch(client: Any, remote: _Remote, blocks: Callable[[], Iterator[bytes]
     ):
         return None  # the store keeps nothing to compare with
     if len(etag) == 32:
-        return None if _md5(blocks()) == etag else "its MD5 is another one"
+        return None if _digest("md5", blocks()) == etag else "its MD5 is another one"
     _, _, parts = etag.partition("-")
     if parts.isdigit():
         head = client.head_object(Bucket=remote.bucket, Key=remote.key, PartNumber=1)
@@ -442,8 +445,9 @@ def _mismatch(client: Any, remote: _Remote, blocks: Callable[[], Iterator[bytes]
     return None
 
 
-def _md5(blocks: Iterator[bytes]) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
+def _digest(name: str, blocks: Iterator[bytes]) -> str:
+    """Of MD5, which here finds damage and no forger, or SHA-256, as hex."""
+    digest = hashlib.new(name, usedforsecurity=False)
     for block in blocks:
         digest.update(block)
     return digest.hexdigest()

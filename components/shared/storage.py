@@ -11,8 +11,6 @@ from backburn.components.shared import object_store
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.parsing import one_line, parse_json
 
-_CHUNK = 1 << 20
-
 
 def read_bytes(uri: str, most: int | None = None) -> bytes:
     """Read a local file or an object; see `object_store`.
@@ -94,11 +92,8 @@ def sha256_text(text: str) -> str:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, as hex, read in chunks."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_digests(folder: Path) -> dict[str, str]:

@@ -254,12 +254,12 @@ def optimizer_step(model: Any, optimizer: torch.optim.Optimizer) -> None:
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     distributed.sum_gradients(trained)
-    require_finite(torch.nn.utils.clip_grad_norm_(trained, 1.0))
+    require_finite_gradient(torch.nn.utils.clip_grad_norm_(trained, 1.0))
     optimizer.step()
     optimizer.zero_grad()
 
 
-def require_finite(norm: torch.Tensor) -> None:
+def require_finite_gradient(norm: torch.Tensor) -> None:
     """Stop before a step would make all weights NaN.
 
     Raises:

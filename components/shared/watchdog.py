@@ -14,7 +14,11 @@ _last_sign = time.monotonic()
 
 
 def sign_of_life() -> None:
-    """Tell the watchdog that work goes on; `Progress` does at each report."""
+    """Tell the watchdog that work goes on.
+
+    `Progress` does at each report; what may take long between two reports does by itself: judges
+    at each answer, downloads at each part.
+    """
     global _last_sign
     _last_sign = time.monotonic()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ found = {
     "interfaces": sorted(path.name for path in Path("/sys/class/net").iterdir()),
     "reaches": reaches(("192.0.2.1", 80)) or reaches(("1.1.1.1", 53)),
     "keys": sorted(name for name in os.environ if name.endswith("_KEY")),
+    "shared_memory": shutil.disk_usage("/dev/shm").total,
     "capabilities": int(status["CapEff"], 16),
     "no_new_privileges": status["NoNewPrivs"].strip(),
 }

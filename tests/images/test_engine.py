@@ -129,6 +129,11 @@ def test_a_signing_step_has_its_key_and_a_network_if_asked(
     assert str(tmp_path / "cache") in found["writes"]
 
 
+def test_shared_memory_is_as_large_as_kubernetes_would_make_it(tmp_path: Path) -> None:
+    config = load_recipe("smoke", ["compute.shared_memory=96Mi"])
+    assert probe("baseline", TRAIN, config, tmp_path)["shared_memory"] == 96 << 20
+
+
 def test_a_task_that_fails_is_not_taken_for_one_that_succeeded(
     smoke: RunConfig, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backburn.components.shared import watchdog
 from backburn.components.shared.config import ChatJudgeConfig, DomainConfig, JudgeConfig
 from backburn.components.shared.domains import load_domain
 from backburn.components.shared.domains.domain import Rubric
@@ -127,6 +128,16 @@ def test_a_judge_asked_afresh_is_not_answered_from_what_it_once_said(
         kept = make_judge(config, rubric).judge(asked)
         now = make_judge(config, rubric, afresh=True).judge(asked)
     assert [v[0].score for v in (first, kept, now)] == [3.0, 3.0, 7.0]
+
+
+def test_each_answer_is_a_sign_of_life(
+    rubric: Rubric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow judge may answer for hours between two reports of its step."""
+    monkeypatch.setattr(watchdog, "_last_sign", 0.0)
+    with serving(JudgeServer(truth, lambda *_: None)) as url:
+        judge_of(url, rubric, tmp_path / "verdicts.db").judge(exchanges(1))
+    assert watchdog._last_sign > 0.0
 
 
 def test_a_hardened_run_costs_one_request(rubric: Rubric, tmp_path: Path) -> None:

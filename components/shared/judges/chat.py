@@ -23,6 +23,7 @@ from backburn.components.shared.judges.judge import Exchange, Usage, Verdict
 from backburn.components.shared.judges.verdict_cache import VerdictCache
 from backburn.components.shared.parsing import one_line, parse_json
 from backburn.components.shared.storage import canonical_json, sha256_text
+from backburn.components.shared.watchdog import sign_of_life
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
@@ -229,6 +230,7 @@ class ChatJudge:
             self._note_failure(error)
             raise _Unusable(_brief(error)) from error
         self._unreachable = 0
+        sign_of_life()
         return text
 
     async def _request(

@@ -18,6 +18,7 @@ from backburn.components.shared.errors import InputError
 from backburn.components.shared.judges.judge import Exchange, Usage, Verdict
 from backburn.components.shared.judges.refusal import split_refusal
 from backburn.components.shared.models import load_base, resolve_base
+from backburn.components.shared.watchdog import sign_of_life
 
 _YES_NO = {"yes": 10.0, "no": 0.0}
 _PLACE = re.compile(r"\{prompt\}|\{completion\}")
@@ -124,6 +125,7 @@ class GuardJudge:
             answers = self._answers([prompts[exchange] for exchange in chosen])
             for exchange, text in zip(chosen, answers, strict=True):
                 verdicts[exchange] = self._verdict(exchange, text)
+            sign_of_life()
         return [verdicts[exchange] for exchange in exchanges]
 
     def encode(self, exchange: Exchange) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import boto3
 import pytest
-from backburn.components.shared import object_store, storage
+from backburn.components.shared import object_store, storage, watchdog
 from backburn.components.shared.config import ModelConfig
 from backburn.components.shared.errors import BackburnError, InputError, StorageError
 from backburn.components.shared.models import resolve_base
@@ -192,6 +192,15 @@ def test_a_killed_download_goes_on_where_it_was(
     assert target.read_bytes() == data
     assert len(asked) == -(-len(data) // QUICK.part_bytes) - before
     assert leftovers(tmp_path) == ["file"]
+
+
+def test_each_part_is_a_sign_of_life(
+    plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain.put_object(Bucket=BUCKET, Key="alive", Body=content(200_000))
+    monkeypatch.setattr(watchdog, "_last_sign", 0.0)
+    object_store.download(f"s3://{BUCKET}/alive", tmp_path / "file", QUICK)
+    assert watchdog._last_sign > 0.0
 
 
 def test_a_replaced_object_is_not_mixed_with_the_old_one(plain: Any, tmp_path: Path) -> None:
