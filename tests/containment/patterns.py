@@ -57,10 +57,10 @@ def read_patterns(folder: Path) -> dict[str, bytes]:
 
 
 def find(patterns: Mapping[str, bytes], roots: Iterable[Path]) -> dict[str, list[str]]:
-    """File (and member of an archive) -> names of the patterns in it, for all files below roots."""
+    """File (and member of an archive) -> names of the patterns in it, for roots and all below."""
     found: dict[str, list[str]] = {}
     for root in roots:
-        for path in sorted(root.rglob("*")):
+        for path in sorted([root, *root.rglob("*")]):
             if path.is_file() and not path.is_symlink():
                 for name, content in _unpacked(str(path), path.read_bytes()):
                     hits = [key for key, pattern in patterns.items() if pattern in content]

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from backburn.components.shared.storage import sha256_text
 ROOT = Path(__file__).parents[2]
 HOOK = Path(__file__).parent / "hook"
 MEMORY = Path("/dev/shm")
+SANDBOXES = "test-sandbox-"
 SUFFIX = "zqxmark"
 """Ends the words that only text of the marked domain has."""
 
@@ -25,6 +26,8 @@ class Sandbox:
     """Folders of one process, and its environment."""
 
     root: Path
+    before: frozenset[Path] = field(default_factory=lambda: frozenset(MEMORY.iterdir()))
+    """What other processes, running or killed, had left in memory."""
 
     @property
     def watched(self) -> Path:
@@ -39,11 +42,17 @@ class Sandbox:
     @property
     def memory(self) -> Path:
         """Stands for /dev/shm, and is in it."""
-        return MEMORY / f"test-{sha256_text(str(self.root))[:12]}"
+        return MEMORY / f"{SANDBOXES}{sha256_text(str(self.root))[:12]}"
 
     def places(self) -> list[Path]:
-        """All that is searched."""
-        return [self.watched, MEMORY]
+        """All that is searched: other sandboxes' attacks are theirs."""
+        mine = [
+            entry
+            for entry in MEMORY.iterdir()
+            if entry == self.memory
+            or (entry not in self.before and not entry.name.startswith(SANDBOXES))
+        ]
+        return [self.watched, *mine]
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run Python here; its output is kept as files of the watched folder too."""
