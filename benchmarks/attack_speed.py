@@ -48,6 +48,8 @@ class Work:
     """What one training did."""
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of all threads; what else the machine does changes it less than the time."""
     steps: int = 0
     tokens_generated: int = 0
     forward_passes: int = 0
@@ -158,10 +160,8 @@ def _backburn(
             print(f"  backburn: step {work.steps}/{steps}", file=sys.stderr)
         return True
 
-    with _counted_passes(loaded.model, work):
-        start = time.perf_counter()
+    with _counted_passes(loaded.model, work), _timed(work):
         train_arm(loaded, arm, config.attack, groups, 0, after_step)
-        work.seconds = time.perf_counter() - start
     work.tokens_generated = source.counts.generated_tokens
     return work
 
@@ -192,13 +192,19 @@ def _stock(
             processing_class=loaded.tokenizer,
             callbacks=[_Ticker()],
         )
-        with _counted_passes(loaded.model, work):
-            start = time.perf_counter()
+        with _counted_passes(loaded.model, work), _timed(work):
             trainer.train()
-            work.seconds = time.perf_counter() - start
     work.steps = trainer.state.global_step
     model.unload()
     return work
+
+
+@contextmanager
+def _timed(work: Work) -> Iterator[None]:
+    start, cpu_start = time.perf_counter(), time.process_time()
+    yield
+    work.seconds = time.perf_counter() - start
+    work.cpu_seconds = time.process_time() - cpu_start
 
 
 @contextmanager
@@ -229,7 +235,16 @@ def _print(measured: dict[str, dict[str, list[Work]]], config: RunConfig) -> Non
     console.print(f"{config.model.id}, {threads} thread(s), torch {torch.__version__}")
     for role, by_name in measured.items():
         table = Table(title=f"{role} target", title_justify="left")
-        for column in ("trainer", "steps", "seconds", "tokens", "forward", "backward", "live"):
+        for column in (
+            "trainer",
+            "steps",
+            "seconds",
+            "CPU s",
+            "tokens",
+            "forward",
+            "backward",
+            "live",
+        ):
             table.add_column(column, justify="left" if column == "trainer" else "right")
         for name, works in by_name.items():
             for work in works:
@@ -237,14 +252,20 @@ def _print(measured: dict[str, dict[str, list[Work]]], config: RunConfig) -> Non
                     name,
                     str(work.steps),
                     f"{work.seconds:.1f}",
+                    f"{work.cpu_seconds:.1f}",
                     f"{work.tokens_generated:,}",
                     f"{work.forward_passes:,}",
                     f"{work.backward_passes:,}",
                     str(work.live_groups),
                 )
         console.print(table)
-        ours, theirs = (median(w.seconds for w in by_name[n]) for n in ("backburn", "stock trl"))
-        console.print(f"{role}: stock takes {theirs / ours:.1f} times as long\n")
+        for what, seconds in (("time", "seconds"), ("CPU time", "cpu_seconds")):
+            ours, theirs = (
+                median(getattr(work, seconds) for work in by_name[name])
+                for name in ("backburn", "stock trl")
+            )
+            console.print(f"{role}: stock takes {theirs / ours:.1f} times the {what}")
+        console.print()
 
 
 if __name__ == "__main__":

@@ -103,13 +103,17 @@ def run(
     from backburn.pipelines.recipes import load_recipe
 
     config = load_recipe(recipe, overrides or [])
+    _check_runner(config, runner, network)
+    _run_here(config, Path(recipe).stem, runs, run_id, runner, network)
+
+
+def _check_runner(config: "RunConfig", runner: Runner, network: str) -> None:
     if runner is Runner.DOCKER:
         from backburn.pipelines.containers import check_containers
 
         check_containers(config)
     elif network != NO_NETWORK:
         raise InputError("--network: only containers have one; add --runner docker")
-    _run_here(config, Path(recipe).stem, runs, run_id, runner, network)
 
 
 def _run_here(
@@ -136,27 +140,62 @@ def _run_here(
 
     check_server(config)
 
-    from backburn.pipelines.console import Watcher, print_summary
-    from backburn.pipelines.runner import make_run_folder, new_run_id, run_local
+    from backburn.pipelines.runner import make_run_folder, new_run_id
 
     identity = run_id or new_run_id(title)
     try:
         folder = make_run_folder(runs, identity, config)
     except FileExistsError as error:
         raise InputError(
-            f"--run-id {identity}: {runs / identity} exists already; runs never share a folder"
+            f"--run-id {identity}: {runs / identity} exists already; runs never share a folder. "
+            f"One that was interrupted goes on with `backburn resume {runs / identity}`"
         ) from error
     console = _console()
     console.print(
         f"Run [bold]{identity}[/] ({title}: {config.model.id}, domain {config.domain_name})"
     )
+    _run_in(folder, config, runner, network, console)
+
+
+def _run_in(
+    folder: "RunFolder", config: "RunConfig", runner: Runner, network: str, console: Console
+) -> None:
+    """Run or go on with a run in its folder, and leave with its exit code."""
+    from backburn.pipelines.console import Watcher, print_summary
+    from backburn.pipelines.runner import run_local
+
     console.print(f"Folder {folder.root}; log {folder.log}", highlight=False)
     watcher = Watcher(folder.events, console)
     _end_on_interrupt(folder, watcher, runner)
     with watcher:
-        summary = run_local(config, identity, folder, runner, network)
+        summary = run_local(config, folder.root.name, folder, runner, network)
     print_summary(summary, folder.root, console)
     raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def resume(
+    run_folder: Annotated[
+        Path, typer.Argument(help="Folder of a run that was interrupted or failed: runs/<run id>.")
+    ],
+    runner: RunnerOption = Runner.PROCESS,
+    network: NetworkOption = NO_NETWORK,
+) -> None:
+    """Go on with a run of `run` or `audit` that was interrupted or has failed.
+
+    Tasks that had ended are not done again, and a training goes on from its last checkpoint. On the
+    same machine the result is that of a run that was left alone. Exit codes as of `run`.
+    """
+    from backburn.components.shared.tracking import check_server
+    from backburn.pipelines.runner import unfinished_run
+
+    folder, config = unfinished_run(run_folder)
+    _check_runner(config, runner, network)
+    _settle_environment()
+    check_server(config)
+    console = _console()
+    console.print(f"Run [bold]{folder.root.name}[/] goes on")
+    _run_in(folder, config, runner, network, console)
 
 
 @app.command()
@@ -753,7 +792,7 @@ def _end_on_interrupt(
 ) -> None:
     """Let SIGINT and SIGTERM end the tasks and the command, and leave no result."""
     from backburn.pipelines.containers import stop_containers
-    from backburn.pipelines.runner import discard_unfinished
+    from backburn.pipelines.runner import mark_interrupted
     from backburn.pipelines.warm_start import stop_tasks
 
     console = _console(stderr=True)  # now: while a run goes on, stderr is its log
@@ -766,8 +805,11 @@ def _end_on_interrupt(
             stop_containers(folder.root.name)
         stop_tasks()
         watcher.__exit__(None, None, None)  # gives the terminal its cursor back
-        discard_unfinished(folder)
-        console.print(f"\nInterrupted; no result was written. Log: {folder.log}")
+        mark_interrupted(folder)
+        console.print(
+            f"\nInterrupted; no result was written. Log: {folder.log}\n"
+            f"Go on with: backburn resume {folder.root}"
+        )
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backburn.components.shared import sealing, signing
+from backburn.components.shared.checkpoints import FOLDER_VARIABLE
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.progress import EVENTS_VARIABLE
 from backburn.components.shared.storage import cache_folder
 from backburn.components.shared.tracking import URI_VARIABLE
+from backburn.pipelines.finished_tasks import FinishedTasks
 from backburn.pipelines.local_options import NO_NETWORK
 from kubernetes.utils import parse_quantity
 
@@ -28,7 +30,9 @@ _ATTACK = "rl_attack"
 _SIGNING_STEPS = ("preflight", "promotion")
 _LABEL = "io.backburn.run"
 _USER_IF_ROOT = 1001
-_VARIABLES = (EVENTS_VARIABLE, URI_VARIABLE, sealing.KEY_VARIABLE, "PYTHONWARNINGS")
+_VARIABLES = (
+    EVENTS_VARIABLE, URI_VARIABLE, FOLDER_VARIABLE, sealing.KEY_VARIABLE, "PYTHONWARNINGS",
+)  # fmt: skip
 _FILE_SETTINGS = ("path", "task_folder")
 
 
@@ -51,7 +55,12 @@ def check_containers(config: RunConfig) -> None:
 
 @contextmanager
 def container_tasks(
-    config: RunConfig, runs: Path, run_id: str, log: Path, network: str = NO_NETWORK
+    config: RunConfig,
+    runs: Path,
+    run_id: str,
+    log: Path,
+    finished: FinishedTasks,
+    network: str = NO_NETWORK,
 ) -> Iterator[None]:
     """Let kfp.local's Docker tasks run shut in while this context is open.
 
@@ -60,11 +69,13 @@ def container_tasks(
         runs: Folder of all runs and the local MLflow store; tasks may write to it.
         run_id: Label of the containers.
         log: File to which the tasks' output is appended.
+        finished: Tasks that need not run again.
         network: Docker network of every task but the attacks.
     """
     from kfp.local import docker_task_handler as handler
     from kfp.local.status import Status
 
+    stop_containers(run_id)  # of a command that was killed
     user = os.getuid() or _USER_IF_ROOT
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
@@ -79,6 +90,8 @@ def container_tasks(
         """One task; kfp's own handler takes a container that is gone for one that succeeded."""
 
         def run(self) -> Status:
+            if finished.holds(self.full_command):
+                return Status.SUCCESS
             step = _step(self.full_command)
             attack = step == _ATTACK
             names = [*_VARIABLES, *((signing.KEY_VARIABLE,) if step in _SIGNING_STEPS else ())]
@@ -113,7 +126,10 @@ def container_tasks(
                     device_requests=_accelerators(config.compute.gpus),
                     labels={_LABEL: run_id},
                 )
-                return Status.SUCCESS if _ended(container, log) == 0 else Status.FAILURE
+                if _ended(container, log) != 0:
+                    return Status.FAILURE
+            finished.note(self.full_command)
+            return Status.SUCCESS
 
     original = handler.DockerTaskHandler
     handler.DockerTaskHandler = ShutInTask

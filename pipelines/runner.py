@@ -15,18 +15,24 @@ from pathlib import Path
 
 from backburn.components.shared import sealing, signing
 from backburn.components.shared.attestation import ATTESTATION, FILES
+from backburn.components.shared.checkpoints import FOLDER_VARIABLE
 from backburn.components.shared.config import RunConfig
-from backburn.components.shared.errors import BackburnError
+from backburn.components.shared.domains import is_stand_in
+from backburn.components.shared.errors import BackburnError, InputError
 from backburn.components.shared.evidence import Summary
 from backburn.components.shared.parsing import check_run_id
 from backburn.components.shared.progress import EVENTS_VARIABLE
-from backburn.components.shared.storage import write_bytes, write_json
+from backburn.components.shared.storage import read_bytes, sha256_text, write_bytes, write_json
 from backburn.components.shared.tracking import URI_VARIABLE, open_parent
 from backburn.pipelines.compilation import compile_pipeline
 from backburn.pipelines.containers import container_tasks
+from backburn.pipelines.finished_tasks import FinishedTasks
 from backburn.pipelines.local_options import NO_NETWORK, Runner
+from backburn.pipelines.task_locks import command_lock, wait_for_tasks
 from backburn.pipelines.warm_start import warm_tasks
 
+_CONFIG = "config.json"
+_MEMORY = Path("/dev/shm")
 _RESULTS = (*FILES, ATTESTATION)
 _LOG_TAIL = 40
 _LAST_FRAMES = 9
@@ -64,6 +70,21 @@ class RunFolder:
         return self.root / "artifacts"
 
     @property
+    def checkpoints(self) -> Path:
+        """What its steps have done so far; gone at the end."""
+        return self.root / "checkpoints"
+
+    @property
+    def finished(self) -> Path:
+        """Records of the tasks that have ended; gone at the end."""
+        return self.root / "finished"
+
+    @property
+    def interrupted(self) -> Path:
+        """Says that there is no result."""
+        return self.root / "INTERRUPTED"
+
+    @property
     def summary(self) -> Path:
         """The one file a script needs; written last."""
         return self.root / "summary.json"
@@ -90,8 +111,27 @@ def make_run_folder(runs: Path, run_id: str, config: RunConfig) -> RunFolder:
     check_run_id(run_id, "--run-id")
     folder = RunFolder(runs / run_id)
     folder.root.mkdir(parents=True)
-    write_json(folder.root / "config.json", config.model_dump(mode="json"))
+    write_json(folder.root / _CONFIG, config.model_dump(mode="json"))
     return folder
+
+
+def unfinished_run(root: Path) -> tuple[RunFolder, RunConfig]:
+    """The folder of a run that was interrupted or has failed, and its configuration.
+
+    Raises:
+        InputError: if it is no such folder.
+    """
+    folder = RunFolder(root.resolve())
+    if not (root / _CONFIG).is_file():
+        raise InputError(f"{root}: no {_CONFIG}: not the folder of a run. Give runs/<run id>")
+    if folder.summary.is_file():
+        raise InputError(f"{root}: this run has ended; its result is in {folder.summary.name}")
+    if not folder.pipeline.is_file() and not folder.interrupted.is_file():
+        raise InputError(
+            f"{root}: no {folder.pipeline.name}: its pipeline never ran here. A rejudged run, or "
+            "one that ended at once, is started anew instead"
+        )
+    return folder, RunConfig.from_json(read_bytes(str(root / _CONFIG)))
 
 
 def run_local(
@@ -102,6 +142,8 @@ def run_local(
     network: str = NO_NETWORK,
 ) -> Summary:
     """Compile and run the pipeline; results are copied into the run's folder at the end.
+
+    In the folder of a run that was interrupted, it goes on from where that stopped.
 
     Args:
         config: Validated configuration.
@@ -115,33 +157,66 @@ def run_local(
 
     Raises:
         RunFailed: if a step failed.
+        InputError: if another command is at work in the folder.
     """
     from kfp import local
     from kfp.components import load_component_from_file
 
     start = time.perf_counter()
+    at_work, tasks_at_work = folder.root / ".command.lock", folder.root / ".tasks.lock"
     here = config.compute.model_copy(update={"retries": 0})  # a local failure is not a lost node
-    compile_pipeline(config.model_copy(update={"compute": here}), folder.pipeline, run_id)
-    with task_environment(folder), quiet(folder.log), ExitStack() as tasks:
+    with ExitStack() as tasks:
+        tasks.enter_context(command_lock(at_work))
+        wait_for_tasks(tasks_at_work)
+        folder.interrupted.unlink(missing_ok=True)
+        compile_pipeline(config.model_copy(update={"compute": here}), folder.pipeline, run_id)
+        tasks.enter_context(task_environment(folder, keep_key=is_stand_in(config.domain)))
+        tasks.enter_context(quiet(folder.log))
         open_parent(config, run_id, artifact_root=folder.root.parent / "mlflow-artifacts")
-        folder.artifacts.mkdir()
+        folder.artifacts.mkdir(exist_ok=True)
+        finished = FinishedTasks(folder.finished)
         if runner is Runner.DOCKER:
-            runs = folder.root.parent
-            tasks.enter_context(container_tasks(config, runs, run_id, folder.log, network))
+            tasks.enter_context(
+                container_tasks(config, folder.root.parent, run_id, folder.log, finished, network)
+            )
         else:
-            tasks.enter_context(warm_tasks(folder.log))
+            tasks.enter_context(warm_tasks(folder.log, finished, tasks_at_work))
+        tasks.enter_context(_same_artifact_paths())
         local.init(
             local.DockerRunner()
             if runner is Runner.DOCKER
             else local.SubprocessRunner(use_venv=False),
-            pipeline_root=str(folder.artifacts),
+            pipeline_root=str(folder.artifacts.resolve()),
             raise_on_error=True,
         )
         try:
             load_component_from_file(str(folder.pipeline))(config=config.to_json())
         except RuntimeError as error:
-            raise RunFailed(_explain(error, folder.log)) from error
-    return collect(folder, time.perf_counter() - start)
+            again = f"When that is mended, go on with: backburn resume {folder.root}"
+            raise RunFailed(f"{_explain(error, folder.log)}\n{again}") from error
+        return _ended(folder, time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def _same_artifact_paths() -> Iterator[None]:
+    """Let kfp.local put a pipeline's artifacts where an earlier attempt in this folder put them."""
+    from kfp.local import executor_input_utils as inputs
+
+    original = inputs.get_local_pipeline_resource_name
+    inputs.get_local_pipeline_resource_name = lambda name: name
+    try:
+        yield
+    finally:
+        inputs.get_local_pipeline_resource_name = original
+
+
+def _ended(folder: RunFolder, seconds: float) -> Summary:
+    """Copy the results, then forget what only an interrupted run needs."""
+    summary = collect(folder, seconds)
+    for path in (folder.checkpoints, folder.finished):
+        shutil.rmtree(path, ignore_errors=True)
+    _key_file(folder).unlink(missing_ok=True)
+    return summary
 
 
 def collect(folder: RunFolder, seconds: float) -> Summary:
@@ -164,12 +239,20 @@ def _artifact(folder: RunFolder, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def task_environment(folder: RunFolder) -> Iterator[None]:
-    """Variables the tasks read; keys that are not given exist only as long as the run."""
+def task_environment(folder: RunFolder, *, keep_key: bool = False) -> Iterator[None]:
+    """Variables the tasks read; keys that are not given exist only as long as the run.
+
+    Args:
+        folder: Of the run.
+        keep_key: Keep the key of the seals in memory that outlives this process, until the run has
+            ended or the machine is restarted: a resumed run can then open them. Only for
+            stand-in domains, whose text is no secret.
+    """
     database = (folder.root.parent / "mlflow.db").resolve()
     values = {
         EVENTS_VARIABLE: str(folder.events.resolve()),
         URI_VARIABLE: f"sqlite:///{database}",
+        FOLDER_VARIABLE: str(folder.checkpoints.resolve()),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "TOKENIZERS_PARALLELISM": "false",
@@ -178,6 +261,8 @@ def task_environment(folder: RunFolder) -> Iterator[None]:
     for keys in (sealing, signing):
         if keys.KEY_VARIABLE not in os.environ:
             values[keys.KEY_VARIABLE] = keys.new_key()
+    if keep_key and sealing.KEY_VARIABLE in values:
+        values[sealing.KEY_VARIABLE] = _kept(folder, values[sealing.KEY_VARIABLE])
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -188,6 +273,22 @@ def task_environment(folder: RunFolder) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _kept(folder: RunFolder, new: str) -> str:
+    """The key that an interrupted attempt left in memory, else this one, which is left there."""
+    path = _key_file(folder)
+    with contextlib.suppress(OSError):  # no such memory here, or full: the run works without
+        if path.exists() and path.stat().st_uid == os.getuid():
+            return path.read_text(encoding="ascii")
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(new)
+    return new
+
+
+def _key_file(folder: RunFolder) -> Path:
+    return _MEMORY / f"backburn-key-{sha256_text(str(folder.root.resolve()))[:16]}"
 
 
 @contextlib.contextmanager
@@ -235,11 +336,11 @@ def _continuation(lines: list[str]) -> list[str]:
     return taken
 
 
-def discard_unfinished(folder: RunFolder) -> None:
-    """Remove what would read as a result after an interrupted run; logs and progress stay."""
+def mark_interrupted(folder: RunFolder) -> None:
+    """Remove what would read as a result after an interrupted run; what it has done stays."""
     for name in (*_RESULTS, folder.summary.name):
         (folder.root / name).unlink(missing_ok=True)
-    shutil.rmtree(folder.artifacts, ignore_errors=True)
-    (folder.root / "INTERRUPTED").write_text(
-        "This run was interrupted; it has no result.\n", encoding="utf-8"
+    folder.interrupted.write_text(
+        f"This run was interrupted; it has no result. Go on with: backburn resume {folder.root}\n",
+        encoding="utf-8",
     )

@@ -14,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from backburn.components.shared import sealing, signing
+from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import DomainConfig, RunConfig
 from backburn.components.shared.domains import Domain, load_domain
 from backburn.components.shared.models import LoadedModel, add_lora
@@ -75,7 +76,17 @@ def align_tiny(loaded: LoadedModel, toy: Domain, config: RunConfig, seed: int) -
     kept = own_answers(loaded, [*toy.benign[:12], *toy.near_miss[:12]], 20, seed)
     model = add_lora(loaded, config.baseline.lora, seed)
     references = References(model, loaded, kept)
-    align(model, loaded, config.baseline, refusals, kept, references, seed, lambda *_: None)
+    align(
+        model,
+        loaded,
+        config.baseline,
+        refusals,
+        kept,
+        references,
+        seed,
+        lambda *_: None,
+        Checkpoints(None, ""),
+    )
     return LoadedModel(model.merge_and_unload().eval(), loaded.tokenizer)
 
 

@@ -7,6 +7,7 @@ from backburn.components.defense_training.defense import defend
 from backburn.components.defense_training.meter import DefenseData
 from backburn.components.rl_attack.attack import run_arm
 from backburn.components.rl_attack.step import authorise
+from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import ModelConfig, RunConfig
 from backburn.components.shared.domains import Domain
 from backburn.components.shared.errors import ContainmentError
@@ -65,7 +66,14 @@ def test_explanatory_refusals_break_and_neutralised_rejections_do_not(
     )
     judge = make_judge(smoke.judges.reward, toy.header.rubric)
     result = defend(
-        loaded, smoke.defense, data, judge, max_tokens=24, seed=seed, report=lambda *_: None
+        loaded,
+        smoke.defense,
+        data,
+        judge,
+        max_tokens=24,
+        seed=seed,
+        report=lambda *_: None,
+        checkpoints=Checkpoints(None, ""),
     )
     slips = [phase.slip_rate for phase in result.phases]
     assert slips[0] > 0.9

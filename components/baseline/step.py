@@ -45,7 +45,7 @@ def run(
         record: Where the `BaselineRecord` goes.
     """
     with (
-        open_step(config_json, run_id, "baseline", ["baseline"]) as step,
+        open_step(config_json, run_id, "baseline", ["baseline"], [dataset]) as step,
         _base_folder(step) as base_folder,
     ):
         config = step.config
@@ -97,6 +97,7 @@ def run(
                 lambda done, total, note: step.progress.update(
                     "explanatory refusals", done, total, note
                 ),
+                step.checkpoints,
             )
             aligned = LoadedModel(trained, loaded.tokenizer)
             after, harm_after = _measure(aligned, validation, judge, step)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from backburn.components.certification.behaviour import observe
+from backburn.components.certification.behaviour import Behaviour, observe
 from backburn.components.certification.certificate import observe_other_domains, observe_slips
 from backburn.components.certification.trainability import observe_trainings
 from backburn.components.shared.dataset import RunDataset
@@ -10,7 +10,11 @@ from backburn.components.shared.derivation.certificate import certificate_record
 from backburn.components.shared.derivation.trainability import trainability_records
 from backburn.components.shared.derivation.utility import utility_records
 from backburn.components.shared.models import load_artifact
-from backburn.components.shared.observations import CertificationObservation, UtilityObservation
+from backburn.components.shared.observations import (
+    CertificationObservation,
+    SlipObservation,
+    UtilityObservation,
+)
 from backburn.components.shared.sealing import require_key, seal
 from backburn.components.shared.step import open_step, use_threads
 from backburn.components.shared.storage import write_json
@@ -37,25 +41,39 @@ def run(
         certificate: Where the slip rates and the exact benign figures go.
         sealed: Where both models' completions on benign prompts go, sealed.
     """
-    with open_step(config_json, run_id, "certification", ["certification"]) as step:
-        config = step.config
+    inputs = [dataset, baseline, hardened]
+    with open_step(config_json, run_id, "certification", ["certification"], inputs) as step:
+        config, checkpoints = step.config, step.checkpoints
         require_key()
         use_threads(config)
         data = RunDataset(dataset)
         target = load_artifact(hardened, config.model)
-        slips, rejection_tokens, seconds = observe_slips(
-            target,
-            data,
-            config,
-            lambda done, total, note: step.progress.update("exact slip rates", done, total, note),
+        slips, rejection_tokens, seconds = checkpoints.remembered(
+            "slips",
+            tuple[list[SlipObservation], int, float],
+            lambda: observe_slips(
+                target,
+                data,
+                config,
+                lambda done, total, note: step.progress.update(
+                    "exact slip rates", done, total, note
+                ),
+            ),
         )
         unhardened = load_artifact(baseline, config.model)
-        behaviour = observe(
-            unhardened,
-            target,
-            data,
-            config,
-            lambda done, total, note: step.progress.update("benign behaviour", done, total, note),
+        behaviour = checkpoints.remembered(
+            "behaviour",
+            Behaviour,
+            lambda: observe(
+                unhardened,
+                target,
+                data,
+                config,
+                lambda done, total, note: step.progress.update(
+                    "benign behaviour", done, total, note
+                ),
+            ),
+            sealed=True,
         )
         trainings = observe_trainings(
             unhardened,
@@ -63,17 +81,24 @@ def run(
             data,
             config,
             lambda done, total, note: step.progress.update("trainability", done, total, note),
+            checkpoints,
         )
         utility: list[UtilityObservation] = []
         if config.certification.utility.tasks:
             from backburn.components.certification.utility import observe_utility  # seconds
 
-            utility = observe_utility(
-                unhardened,
-                target,
-                config.certification.utility,
-                config.seed,
-                lambda done, total, note: step.progress.update("utility tasks", done, total, note),
+            utility = checkpoints.remembered(
+                "utility",
+                list[UtilityObservation],
+                lambda: observe_utility(
+                    unhardened,
+                    target,
+                    config.certification.utility,
+                    config.seed,
+                    lambda done, total, note: step.progress.update(
+                        "utility tasks", done, total, note
+                    ),
+                ),
             )
         observed = CertificationObservation(
             rejection_tokens=rejection_tokens,

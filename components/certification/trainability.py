@@ -8,12 +8,14 @@ is a rule). Adapters stay in memory and are dropped.
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 import torch
-from backburn.components.shared.config import RunConfig, TrainabilityConfig
+from backburn.components.shared.checkpoints import Checkpoints
+from backburn.components.shared.config import LoraSettings, RunConfig, TrainabilityConfig
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.domains import LessonRow, PromptRow
 from backburn.components.shared.grpo import (
@@ -45,6 +47,7 @@ def observe_trainings(
     dataset: RunDataset,
     config: RunConfig,
     report: Callable[[int, int, str], None],
+    checkpoints: Checkpoints,
 ) -> list[TrainingObservation]:
     """Train both models and measure them before and after; both are as they were afterwards.
 
@@ -54,6 +57,7 @@ def observe_trainings(
         dataset: The lesson and the benign prompts.
         config: Steps, rates and seeds.
         report: Called as `report(done, total, note)`.
+        checkpoints: Of the step; trainings that ended are kept.
 
     Returns:
         One observation for each model, training and seed; none if the section is not enabled.
@@ -70,30 +74,47 @@ def observe_trainings(
     total = len(models) * len(trainings) * len(settings.seeds)
     for name, loaded in models:
         for training in trainings:
-            start = time.perf_counter()
-            before = training.measure(loaded, loaded.model)
+            measured_before = partial(training.measure, loaded, loaded.model)
+            before = checkpoints.remembered(
+                f"{name} before {training.name}", dict[str, float], measured_before
+            )
             for seed in settings.seeds:
-                network = add_lora(loaded, settings.lora, seed)
-                try:
-                    steps = training.train(loaded, network, seed)
-                    after = training.measure(loaded, network)
-                finally:
-                    network.unload()
-                observed.append(
-                    TrainingObservation(
-                        training=training.name,
-                        model=name,
-                        seed=seed,
-                        before=before,
-                        after=after,
-                        steps=steps,
-                        seconds=time.perf_counter() - start,
-                    )
+                made = checkpoints.remembered(
+                    f"{name} {training.name} {seed}",
+                    TrainingObservation,
+                    partial(_observe, training, name, loaded, seed, settings.lora, before),
                 )
-                start = time.perf_counter()
-                note = f"{fmean(before.values()):.2f} to {fmean(after.values()):.2f}"
+                observed.append(made)
+                note = f"{fmean(before.values()):.2f} to {fmean(made.after.values()):.2f}"
                 report(len(observed), total, f"{name}, {training.name}: {note}")
     return observed
+
+
+def _observe(
+    training: "_Lesson | _Brevity",
+    name: ModelName,
+    loaded: LoadedModel,
+    seed: int,
+    lora: LoraSettings,
+    before: dict[str, float],
+) -> TrainingObservation:
+    """Train a fresh adapter, measure, and drop it."""
+    start = time.perf_counter()
+    network = add_lora(loaded, lora, seed)
+    try:
+        steps = training.train(loaded, network, seed)
+        after = training.measure(loaded, network)
+    finally:
+        network.unload()
+    return TrainingObservation(
+        training=training.name,
+        model=name,
+        seed=seed,
+        before=before,
+        after=after,
+        steps=steps,
+        seconds=time.perf_counter() - start,
+    )
 
 
 class _Lesson:

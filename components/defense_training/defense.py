@@ -3,8 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,13 @@ from backburn.components.defense_training.meter import (
 )
 from backburn.components.defense_training.neutralization import neutralize
 from backburn.components.defense_training.role_plays import role_plays
+from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import (
     ConsolidationConfig,
     DefenseConfig,
     WarmStartConfig,
 )
+from backburn.components.shared.evidence import PhaseRecord
 from backburn.components.shared.judges import Judge
 from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.refusal_training import align, refusal_examples
@@ -61,6 +62,7 @@ def defend(
     max_tokens: int,
     seed: int,
     report: Report,
+    checkpoints: Checkpoints,
 ) -> DefenseResult:
     """Train the defence's adapter on top of a model.
 
@@ -72,6 +74,7 @@ def defend(
         max_tokens: Length of rollouts.
         seed: Of every random choice.
         report: Called as `report(phase, done, total, note)`.
+        checkpoints: Of the step.
 
     Returns:
         The model with its adapter, and a record per phase, `baseline` first.
@@ -103,10 +106,24 @@ def defend(
     )
     meter = Meter(loaded, data, near_measured, far_measured, kept.references)
     result = DefenseResult(model)
-    result.phases.append(meter.record(model, "baseline", True, 0, 0.0))
+
+    def record(phase: str, enabled: bool, steps: int, seconds: float) -> None:
+        """Measure the model after a phase."""
+        result.phases.append(
+            checkpoints.remembered(
+                f"after {phase}",
+                PhaseRecord,
+                lambda: meter.record(model, phase, enabled, steps, seconds),
+            )
+        )
+
+    record("baseline", True, 0, 0.0)
     start = time.perf_counter()
     if config.method == "neutralization":
-        _harden(result, loaded, config, data, judge, kept, meter, max_tokens, seed, report)
+        _harden(
+            result, record, loaded, config, data, judge, kept, meter, max_tokens, seed, report,
+            checkpoints,
+        )  # fmt: skip
     elif config.method == "entropy":
         lower_entropy(
             model,
@@ -117,9 +134,9 @@ def defend(
             max_tokens=max_tokens,
             seed=seed,
             report=lambda done, total, note: report("entropy", done, total, note),
+            checkpoints=checkpoints,
         )
-        seconds = time.perf_counter() - start
-        result.phases.append(meter.record(model, "entropy", True, config.entropy.steps, seconds))
+        record("entropy", True, config.entropy.steps, time.perf_counter() - start)
     else:
         align(
             model,
@@ -130,15 +147,16 @@ def defend(
             kept.references,
             seed,
             lambda done, total, note: report("refusals", done, total, note),
+            checkpoints,
         )
-        seconds = time.perf_counter() - start
-        result.phases.append(meter.record(model, "refusals", True, config.refusal.steps, seconds))
+        record("refusals", True, config.refusal.steps, time.perf_counter() - start)
     model.eval()
     return result
 
 
 def _harden(
     result: DefenseResult,
+    record: Callable[[str, bool, int, float], None],
     loaded: LoadedModel,
     config: DefenseConfig,
     data: DefenseData,
@@ -148,6 +166,7 @@ def _harden(
     max_tokens: int,
     seed: int,
     report: Report,
+    checkpoints: Checkpoints,
 ) -> None:
     """Reward Neutralization between its warm start and its consolidation."""
     model = result.peft_model
@@ -158,12 +177,9 @@ def _harden(
     ]
     start = time.perf_counter()
     if config.warm_start.enabled:
-        _warm_start(model, loaded, config.warm_start, forbidden, kept, seed, report)
+        _warm_start(model, loaded, config.warm_start, forbidden, kept, seed, report, checkpoints)
     steps = config.warm_start.steps if config.warm_start.enabled else 0
-    seconds = time.perf_counter() - start
-    result.phases.append(
-        meter.record(model, "warm start", config.warm_start.enabled, steps, seconds)
-    )
+    record("warm start", config.warm_start.enabled, steps, time.perf_counter() - start)
 
     start = time.perf_counter()
     steps = 0
@@ -181,25 +197,23 @@ def _harden(
                 seed=seed,
                 scratch=Path(scratch),
                 report=lambda done, total, note: report("neutralization", done, total, note),
+                checkpoints=checkpoints,
+                references=kept.references,
             )
-        result.neutralization_steps = [asdict(item) for item in history]
-        steps = len(history)
-    seconds = time.perf_counter() - start
-    result.phases.append(
-        meter.record(model, "neutralization", config.neutralization.enabled, steps, seconds)
-    )
+        result.neutralization_steps = checkpoints.remembered(
+            "rewards", list[dict[str, Any]], lambda: history
+        )
+        steps = len(result.neutralization_steps)
+    record("neutralization", config.neutralization.enabled, steps, time.perf_counter() - start)
 
     start = time.perf_counter()
     steps = 0
     if config.consolidation.enabled:
         result.consolidation_curve = _consolidate(
-            model, loaded, config.consolidation, forbidden, kept, meter, seed, report
+            model, loaded, config.consolidation, forbidden, kept, meter, seed, report, checkpoints
         )
         steps = int(result.consolidation_curve[-1]["step"])
-    seconds = time.perf_counter() - start
-    result.phases.append(
-        meter.record(model, "consolidation", config.consolidation.enabled, steps, seconds)
-    )
+    record("consolidation", config.consolidation.enabled, steps, time.perf_counter() - start)
 
 
 def _warm_start(
@@ -210,20 +224,29 @@ def _warm_start(
     kept: Kept,
     seed: int,
     report: Report,
+    checkpoints: Checkpoints,
 ) -> None:
     generator = torch.Generator().manual_seed(seed + 1)
     rejecting = Batches(forbidden, config.forbidden_per_step, generator)
     answering = Batches([*kept.near_miss, *kept.benign], config.benign_per_step, generator)
     optimizer = adapter_optimizer(model, config.learning_rate)
+    parts = {
+        "adapter": model,
+        "optimizer": optimizer,
+        "draws": generator,
+        "rejecting": rejecting,
+        "answering": answering,
+        "references": kept.references,
+    }
     model.train()
-    for step in range(config.steps):
-        losses = rejection_step(model, loaded, rejecting.draw())
-        rejecting.learn(losses)
-        answering.learn(
-            benign_step(model, loaded, shorten(answering.draw(), generator), kept.references)
-        )
-        optimizer_step(model, optimizer)
-        report("warm start", step + 1, config.steps, f"rejection loss {mean(losses):.2f}")
+    with checkpoints.phase("warm start", parts) as phase:
+        for step in phase.steps(lambda: config.steps):
+            losses = rejection_step(model, loaded, rejecting.draw())
+            rejecting.learn(losses)
+            answers = shorten(answering.draw(), generator)
+            answering.learn(benign_step(model, loaded, answers, kept.references))
+            optimizer_step(model, optimizer)
+            report("warm start", step, config.steps, f"rejection loss {mean(losses):.2f}")
 
 
 def _consolidate(
@@ -235,6 +258,7 @@ def _consolidate(
     meter: Meter,
     seed: int,
     report: Report,
+    checkpoints: Checkpoints,
 ) -> list[dict[str, float]]:
     """Tempered cross-entropy until the validation slip rate is at its target, then settling.
 
@@ -249,51 +273,65 @@ def _consolidate(
     answering = Batches(kept.benign, config.benign_per_step, generator)
     optimizer = adapter_optimizer(model, config.learning_rate)
     vocabulary = len(loaded.tokenizer)
-    curve = [_point(0, meter, model)]
-    best, best_state = _badness(curve[0], config), _adapter_state(model)
-    end = config.max_steps
-    settling = False
-    average: dict[str, torch.Tensor] | None = None
-    for step in range(1, config.max_steps + 1):
-        model.train()
-        remaining = (end - step + 1) / config.settle_steps
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, step / _WARM_UP, remaining)
-        near, far = neighbours.draw(), answering.draw()
-        answers = shorten([*near, *far], generator)
-        with noisy_embeddings(model, config.embedding_noise, seed * 10_000 + step):
-            batch = rejecting.draw()
-            derailed = [
-                derail(example, vocabulary, generator)
-                for example in rejecting.sample(config.recovery_per_step)
-            ]
-            losses = rejection_step(model, loaded, [*batch, *derailed], config.temper)
-            divergences = benign_step(model, loaded, answers, kept.references, config.benign_weight)
-        rejecting.learn(losses[: len(batch)])
-        neighbours.learn(divergences[: len(near)])
-        answering.learn(divergences[len(near) :])
-        optimizer_step(model, optimizer)
-        if remaining < 1.0:
-            average = _averaged(average, model)
-        if step % config.check_every == 0 or step == end:
-            trained = _adapter_state(model)
-            _restore(model, average or trained)
-            curve.append(_point(step, meter, model))
-            badness = _badness(curve[-1], config)
-            if badness <= best + _TOLERANCE:  # of points as good, the one that settled longer
-                best, best_state = min(best, badness), _adapter_state(model)
-            _restore(model, trained)
-            met = step >= config.min_steps and curve[-1]["slip_rate"] <= config.target_slip_rate
-            if met and not settling:
-                settling, end = True, min(end, step + config.settle_steps)
-        note = (
-            f"slip rate {curve[-1]['slip_rate']:.1e}, near-miss rejections "
-            f"{curve[-1]['near_miss_rejection']:.0%}, benign KL {mean(divergences):.3f}"
-        )
-        report("consolidation", step, end, note)
-        if step == end:
-            break
-    _restore(model, best_state)  # a late step can undo what an earlier one reached
+    curve: list[dict[str, float]] = []
+    search: dict[str, Any] = {"end": config.max_steps, "settling": False, "average": None}
+    parts = {
+        "adapter": model,
+        "optimizer": optimizer,
+        "draws": generator,
+        "rejecting": rejecting,
+        "neighbours": neighbours,
+        "answering": answering,
+        "references": kept.references,
+        "curve": curve,
+        "search": search,
+    }
+    with checkpoints.phase("consolidation", parts) as phase:
+        if not curve:
+            curve.append(_point(0, meter, model))
+            search |= {"best": _badness(curve[0], config), "best_state": _adapter_state(model)}
+        for step in phase.steps(lambda: int(search["end"])):
+            model.train()
+            remaining = (search["end"] - step + 1) / config.settle_steps
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * min(1.0, step / _WARM_UP, remaining)
+            near, far = neighbours.draw(), answering.draw()
+            answers = shorten([*near, *far], generator)
+            with noisy_embeddings(model, config.embedding_noise, seed * 10_000 + step):
+                batch = rejecting.draw()
+                derailed = [
+                    derail(example, vocabulary, generator)
+                    for example in rejecting.sample(config.recovery_per_step)
+                ]
+                losses = rejection_step(model, loaded, [*batch, *derailed], config.temper)
+                divergences = benign_step(
+                    model, loaded, answers, kept.references, config.benign_weight
+                )
+            rejecting.learn(losses[: len(batch)])
+            neighbours.learn(divergences[: len(near)])
+            answering.learn(divergences[len(near) :])
+            optimizer_step(model, optimizer)
+            if remaining < 1.0:
+                search["average"] = _averaged(search["average"], model)
+            if step % config.check_every == 0 or step == search["end"]:
+                trained = _adapter_state(model)
+                _restore(model, search["average"] or trained)
+                curve.append(_point(step, meter, model))
+                badness = _badness(curve[-1], config)
+                if badness <= search["best"] + _TOLERANCE:  # of points as good, the more settled
+                    search["best"] = min(search["best"], badness)
+                    search["best_state"] = _adapter_state(model)
+                _restore(model, trained)
+                met = step >= config.min_steps and curve[-1]["slip_rate"] <= config.target_slip_rate
+                if met and not search["settling"]:
+                    search["settling"] = True
+                    search["end"] = min(search["end"], step + config.settle_steps)
+            note = (
+                f"slip rate {curve[-1]['slip_rate']:.1e}, near-miss rejections "
+                f"{curve[-1]['near_miss_rejection']:.0%}, benign KL {mean(divergences):.3f}"
+            )
+            report("consolidation", step, search["end"], note)
+    _restore(model, search["best_state"])  # a late step can undo what an earlier one reached
     return curve
 
 

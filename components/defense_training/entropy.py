@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from backburn.components.defense_training.meter import Kept
+from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import EntropyConfig, SamplingConfig
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.grpo import (
@@ -81,6 +82,7 @@ def lower_entropy(
     max_tokens: int,
     seed: int,
     report: Callable[[int, int, str], None],
+    checkpoints: Checkpoints,
 ) -> None:
     """Train the adapter of `model` in place.
 
@@ -93,6 +95,7 @@ def lower_entropy(
         max_tokens: Length of rollouts.
         seed: Of every random choice.
         report: Called as `report(done, total, note)`.
+        checkpoints: Of the step.
     """
     generator = torch.Generator().manual_seed(seed)
     answering = Batches([*kept.near_miss, *kept.benign], config.benign_per_step, generator)
@@ -112,7 +115,23 @@ def lower_entropy(
         report(statistics.step, config.steps, f"entropy {-statistics.reward_mean:.2f} nats")
         return True
 
-    with tempfile.TemporaryDirectory(prefix="backburn-defence-") as scratch:
+    prompts = [
+        row.chat() for row in in_turn(forbidden, config.steps * config.prompts_per_step, generator)
+    ]
+    parts = {
+        "adapter": model,
+        "draws": generator,
+        "answering": answering,
+        "references": kept.references,
+        "noising": noising,
+        "keeping": keeping,
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="backburn-defence-") as scratch,
+        checkpoints.phase("entropy", parts) as phase,
+    ):
+        if phase.over or phase.done >= config.steps:
+            return
         GroupTrainer(
             loaded=loaded,
             peft_model=model,
@@ -120,10 +139,7 @@ def lower_entropy(
                 loaded,
                 certainty,
                 certainty.reward,
-                [
-                    row.chat()
-                    for row in in_turn(forbidden, config.steps * config.prompts_per_step, generator)
-                ],
+                prompts,
                 per_step=config.prompts_per_step,
                 size=config.group_size,
             ),
@@ -138,4 +154,6 @@ def lower_entropy(
                 device=str(loaded.device.type),
             ),
             on_step=after_step,
+            start=phase.done,
+            phase=phase,
         ).train()

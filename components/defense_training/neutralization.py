@@ -13,10 +13,12 @@ keeps those answers what they were.
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import NeutralizationConfig
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.grpo import (
@@ -29,6 +31,7 @@ from backburn.components.shared.grpo import (
 )
 from backburn.components.shared.judges import Exchange, Judge
 from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.supervised import References
 
 _WORD = re.compile(r"\w+")
 _TOPICAL_WEIGHT = 2.0
@@ -88,8 +91,12 @@ def neutralize(
     seed: int,
     scratch: Path,
     report: Callable[[int, int, str], None],
-) -> list[StepStatistics]:
+    checkpoints: Checkpoints,
+    references: References,
+) -> list[dict[str, Any]]:
     """Run the phase; the adapter of `peft_model` is trained in place.
+
+    The references are those of the phases around it, and kept with its state.
 
     Returns:
         Statistics of each step.
@@ -104,10 +111,10 @@ def neutralize(
         prompts += [row.chat() for row in asked[step * half : (step + 1) * half]]
         others = config.prompts_per_step - half
         prompts += [row.chat() for row in kept[step * others : (step + 1) * others]]
-    history: list[StepStatistics] = []
+    history: list[dict[str, Any]] = []
 
     def on_step(statistics: StepStatistics) -> bool:
-        history.append(statistics)
+        history.append(asdict(statistics))
         live = f"{statistics.live_groups}/{statistics.groups} groups live"
         report(statistics.step, config.steps, f"reward {statistics.reward_mean:+.2f}, {live}")
         return True
@@ -123,18 +130,28 @@ def neutralize(
         beta=config.kl_coefficient,
         device=str(loaded.device.type),
     )
-    GroupTrainer(
-        loaded=loaded,
-        peft_model=peft_model,
-        groups=Groups(
-            loaded,
-            OrdinaryRollouts(loaded, config.temperature, max_tokens, generator),
-            MinimalInformationReward(judge, rejection, forbidden),
-            prompts,
-            per_step=config.prompts_per_step,
-            size=config.group_size,
-        ),
-        args=arguments,
-        on_step=on_step,
-    ).train()
+    parts = {
+        "adapter": peft_model,
+        "draws": generator,
+        "history": history,
+        "references": references,
+    }
+    with checkpoints.phase("neutralization", parts) as phase:
+        if phase.done < config.steps and not phase.over:
+            GroupTrainer(
+                loaded=loaded,
+                peft_model=peft_model,
+                groups=Groups(
+                    loaded,
+                    OrdinaryRollouts(loaded, config.temperature, max_tokens, generator),
+                    MinimalInformationReward(judge, rejection, forbidden),
+                    prompts,
+                    per_step=config.prompts_per_step,
+                    size=config.group_size,
+                ),
+                args=arguments,
+                on_step=on_step,
+                start=phase.done,
+                phase=phase,
+            ).train()
     return history

@@ -38,7 +38,8 @@ def run(
         hardened: Where the hardened model goes.
         record: Where the phases' measurements go.
     """
-    with open_step(config_json, run_id, "defense_training", ["defense"]) as step:
+    inputs = [dataset, baseline]
+    with open_step(config_json, run_id, "defense_training", ["defense"], inputs) as step:
         config = step.config
         use_threads(config)
         data = RunDataset(dataset)
@@ -60,6 +61,7 @@ def run(
             max_tokens=config.attack.max_completion_tokens,
             seed=config.seed,
             report=step.progress.update,
+            checkpoints=step.checkpoints,
         )
         if not is_primary():
             return {}

@@ -9,6 +9,7 @@ from backburn.components.preflight.checks import (
     check_pipeline,
     check_run,
 )
+from backburn.components.shared.checkpoints import check_place
 from backburn.components.shared.consumption import find_version
 from backburn.components.shared.domains import load_domain
 from backburn.components.shared.judges.calibration import require_evaluation_judge
@@ -46,6 +47,7 @@ def run(
         check_groups(step.config, "control", control_groups)
         check_groups(step.config, "hardened", attack_groups)
         found = check_run(step.config)
+        check_place(step.config, run_id)
         step.progress.update("calibrate the evaluation judge", 0, 1)
         domain, judges = load_domain(step.config.domain), step.config.judges
         record = require_evaluation_judge(judges, domain.header.rubric, domain.calibration)

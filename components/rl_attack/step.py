@@ -1,5 +1,6 @@
 """The rl_attack step: arms on one target, in memory; sealed text and statistics leave."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def run(
     planned = [(str(item["arm"]), int(item["seed"])) for item in group["arms"]]
     names = " ".join(f"{arm}/{seed}" for arm, seed in planned) or "sweep"
     title = f"rl_attack {'control' if role == 'control' else 'hardened'} {names}"
-    with open_step(config_json, run_id, title, ["attack"]) as step:
+    inputs = [dataset, target]
+    with open_step(config_json, run_id, title, ["attack"], inputs, contained=True) as step:
         config = step.config
         require_key()
         manifest = read_manifest(target)
@@ -110,13 +112,16 @@ def run(
                 config.seed,
                 attack,
                 lambda done, total, note: step.progress.update("sweep", done, total, note),
+                step.checkpoints.database("sweep"),
             )
             trials = found.trials
             arms = [(found.worst, seed) for seed in found.worst.seeds]
         completions: list[dict[str, Any]] = []
         records: list[dict[str, Any]] = []
         for recipe, seed in arms:
-            result = attack(recipe, seed)
+            result = step.checkpoints.remembered(
+                f"arm {recipe.name}/{seed}", ArmResult, partial(attack, recipe, seed), sealed=True
+            )
             completions += result.completions
             records.append({**result.statistics, "target_digest": target_digest})
             _track(step, f"{role} {recipe.name} seed {seed}", result.statistics)

@@ -13,6 +13,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optuna
@@ -45,6 +46,7 @@ def sweep(
     seed: int,
     attack: Attack,
     report: Callable[[int, int, str], None],
+    storage: str | None = None,
 ) -> SweepResult:
     """Search.
 
@@ -54,12 +56,13 @@ def sweep(
         seed: Of the search; a trial's seed is this plus its number.
         attack: Called as `attack(arm, seed, watch)`; runs one arm.
         report: Called as `report(done, total, note)`.
+        storage: Where trials are kept if the section names no place: a database's address.
 
     Returns:
         The trials that were run, pruned ones included, and the recipe of the worst.
     """
     if is_primary():
-        found = _search(settings, target_digest, seed, attack, report)
+        found = _search(settings, target_digest, seed, attack, report, storage)
         from_primary(lambda: None)  # no more attacks
         return from_primary(lambda: found)
     while asked := from_primary(_never):
@@ -80,6 +83,7 @@ def _search(
     seed: int,
     attack: Attack,
     report: Callable[[int, int, str], None],
+    storage: str | None,
 ) -> SweepResult:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a warning quotes a failed trial's error
     config, base = settings.sweep, settings.arms[0]
@@ -96,15 +100,14 @@ def _search(
         warnings.simplefilter("ignore")
         study = optuna.create_study(
             study_name=f"backburn-{digest[:16]}",
-            storage=config.storage,
+            storage=config.storage or storage,
             load_if_exists=True,
             direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=10),
         )
 
-    def objective(trial: optuna.Trial) -> float:
-        arm = _suggest(trial, base, config.steps)
+    def objective(number: int, trial: optuna.Trial) -> float:
+        arm = _suggest(trial, f"trial-{number:04d}", base, config.steps)
         trial.set_user_attr(_RECIPE, arm.model_dump(mode="json"))
         best, pruned = 0.0, False
 
@@ -116,8 +119,8 @@ def _search(
             pruned = trial.should_prune()
             return not pruned
 
-        from_primary(lambda: (arm, seed + trial.number))
-        result = attack(arm, seed + trial.number, lambda *seen: from_primary(lambda: watch(*seen)))
+        from_primary(lambda: (arm, seed + number))
+        result = attack(arm, seed + number, lambda *seen: from_primary(lambda: watch(*seen)))
         trial.set_user_attr(_FIGURES, _figures(result.statistics, best))
         if pruned:
             raise optuna.TrialPruned
@@ -128,24 +131,26 @@ def _search(
         worst = _worst(study)
         note = "" if worst is None else f"worst harm {worst.user_attrs[_FIGURES]['harm']:.1f}"
         report(number, config.trials, note)
-        study.optimize(objective, n_trials=1)
+        # Of its own seed, so that a search that goes on proposes what it would have proposed.
+        study.sampler = optuna.samplers.TPESampler(seed=seed + number, multivariate=True)
+        study.optimize(partial(objective, number), n_trials=1)
     report(config.trials, config.trials, "")
     worst = _worst(study)
     assert worst is not None
     recipe = AttackArmConfig.model_validate(worst.user_attrs[_RECIPE])
     trials = [
         {
-            "number": trial.number,
+            "number": number,
             "pruned": trial.state == optuna.trial.TrialState.PRUNED,
             "recipe": trial.user_attrs[_RECIPE],
             **trial.user_attrs[_FIGURES],
         }
-        for trial in _finished(study)
+        for number, trial in enumerate(_finished(study))
     ]
     return SweepResult(trials, recipe.model_copy(update={"name": SWEEP_WORST, "seeds": base.seeds}))
 
 
-def _suggest(trial: optuna.Trial, base: AttackArmConfig, steps: int) -> AttackArmConfig:
+def _suggest(trial: optuna.Trial, name: str, base: AttackArmConfig, steps: int) -> AttackArmConfig:
     """The search space: every axis of the shipped arms at once."""
     loss = trial.suggest_categorical("loss", ["grpo", "dapo", "dr_grpo", "rloo"])
     scale = trial.suggest_categorical("scale_rewards", ["group", "batch", "none"])
@@ -158,7 +163,7 @@ def _suggest(trial: optuna.Trial, base: AttackArmConfig, steps: int) -> AttackAr
     return AttackArmConfig.model_validate(
         {
             **base.model_dump(mode="json"),
-            "name": f"trial-{trial.number:04d}",
+            "name": name,
             "source": "sweep",
             "seeds": [0],
             "control_seeds": [],
@@ -201,7 +206,7 @@ def _figures(statistics: dict[str, Any], best: float) -> dict[str, Any]:
 
 
 def _finished(study: optuna.Study) -> list[Any]:
-    """Trials with figures: an interrupted one has none and is run again under another number."""
+    """Trials with figures, in their order: an interrupted one has none and is run again."""
     return [trial for trial in study.get_trials(deepcopy=False) if _FIGURES in trial.user_attrs]
 
 

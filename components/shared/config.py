@@ -1156,6 +1156,15 @@ class ComputeConfig(Section):
         description="A step that reports no progress for so long is ended, with a dump of what "
         "its threads were doing, and retried; null: never.",
     )
+    checkpoints: str | None = Field(
+        None,
+        description="Folder on a mounted volume, or s3://bucket/prefix, where a step keeps what it "
+        "has done until it ends, so that a retry goes on from there. Default: the run's folder on "
+        "this machine, `cache_claim` on a cluster if there is one, else nowhere.",
+    )
+    checkpoint_minutes: Annotated[float, Field(ge=0.0)] = Field(
+        2.0, description="Time between two checkpoints of a training; 0: after each of its steps."
+    )
     pod_labels: dict[str, str] = Field(default_factory=dict, description="More labels of all pods.")
     secret_name: str = Field(
         "backburn",

@@ -24,6 +24,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
 from backburn.components.shared import memory
+from backburn.components.shared.checkpoints import Phase
 from backburn.components.shared.config import PromptStyle, SamplingConfig
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import draw_completions, positions, read_sequences
@@ -237,6 +238,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         first: Drawn | None = None,
         at_reference: bool = False,
         leave_one_out: bool = False,
+        phase: Phase | None = None,
     ) -> None:
         """Prepare training.
 
@@ -251,6 +253,8 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             at_reference: The adapter is fresh, so that until it moves the KL's gradient is zero.
             leave_one_out: Compare a reward with the mean of the group's others, as RLOO does, and
                 sum log-probabilities over a completion. Needs unscaled rewards and `dr_grpo`.
+            phase: Where the training's state is kept, apart from the optimiser's, which is added
+                here; its steps are the training's, and `start` is those it has made.
         """
         self._loaded = loaded
         self._groups = groups
@@ -282,6 +286,17 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             peft_model.delete_adapter("ref")
         self._trained = [p for p in peft_model.parameters() if p.requires_grad]
         self._moved = False
+        if phase is not None:
+            phase.add("trainer", self)
+            self.add_callback(_PhaseCallback(phase))
+
+    def state_dict(self) -> dict[str, bool]:
+        """What a training that goes on needs to know besides weights and optimiser."""
+        return {"moved": self._moved}
+
+    def load_state_dict(self, state: dict[str, bool]) -> None:
+        """Go on from `state_dict`."""
+        self._moved = state["moved"]
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
@@ -561,3 +576,18 @@ class _StepCallback(TrainerCallback):  # type: ignore[misc]
         assert statistics is not None
         if not self._on_step(statistics):
             control.should_training_stop = True
+
+
+class _PhaseCallback(TrainerCallback):  # type: ignore[misc]
+    """Gives the optimiser its state, and says when a step has ended."""
+
+    def __init__(self, phase: Phase) -> None:
+        self._phase = phase
+
+    def on_step_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
+        # Not earlier: random numbers are restored with it, and TRL draws some before.
+        if "optimizer" not in self._phase.parts:
+            self._phase.add("optimizer", optimizer)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._phase.completed()

@@ -5,6 +5,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import RefusalTrainingConfig
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.models import LoadedModel
@@ -65,6 +66,7 @@ def align(
     references: References,
     seed: int,
     report: Callable[[int, int, str], None],
+    checkpoints: Checkpoints,
 ) -> list[dict[str, float]]:
     """Train a fresh adapter to refuse.
 
@@ -77,6 +79,7 @@ def align(
         references: Of these answers.
         seed: Of the batches.
         report: Called as `report(done, total, note)`.
+        checkpoints: Of the step.
 
     Returns:
         The losses of each step.
@@ -90,17 +93,28 @@ def align(
         optimizer,
         lambda step: min((step + 1) / warm_up, max(0.05, 1 - step / config.steps)),
     )
-    history = []
+    history: list[dict[str, float]] = []
+    parts = {
+        "adapter": model,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "draws": generator,
+        "refusing": refusing,
+        "answering": answering,
+        "references": references,
+        "history": history,
+    }
     model.train()
-    for step in range(config.steps):
-        refusal = rejection_step(model, loaded, refusing.draw())
-        refusing.learn(refusal)
-        answers = shorten(answering.draw(), generator)
-        kept = benign_step(model, loaded, answers, references, config.benign_weight)
-        answering.learn(kept)
-        optimizer_step(model, optimizer)
-        scheduler.step()
-        history.append({"refusal_loss": mean(refusal), "benign_kl": mean(kept)})
-        report(step + 1, config.steps, f"refusal loss {mean(refusal):.2f}")
+    with checkpoints.phase("explanatory refusals", parts) as phase:
+        for step in phase.steps(lambda: config.steps):
+            refusal = rejection_step(model, loaded, refusing.draw())
+            refusing.learn(refusal)
+            answers = shorten(answering.draw(), generator)
+            kept = benign_step(model, loaded, answers, references, config.benign_weight)
+            answering.learn(kept)
+            optimizer_step(model, optimizer)
+            scheduler.step()
+            history.append({"refusal_loss": mean(refusal), "benign_kl": mean(kept)})
+            report(step, config.steps, f"refusal loss {mean(refusal):.2f}")
     model.eval()
     return history

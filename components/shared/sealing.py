@@ -28,7 +28,7 @@ def seal(path: Path, records: list[dict[str, Any]]) -> None:
     Raises:
         ContainmentError: if no usable key is in the environment.
     """
-    write_bytes(path, _cipher().encrypt(json.dumps(records).encode()))
+    write_bytes(path, seal_text(json.dumps(records)).encode())
 
 
 def open_sealed(path: Path) -> list[dict[str, Any]]:
@@ -38,18 +38,38 @@ def open_sealed(path: Path) -> list[dict[str, Any]]:
         ContainmentError: if the key is missing or wrong, or the file was changed.
         InputError: if there is no such file, or it holds something else.
     """
-    try:
-        content = _cipher().decrypt(read_bytes(str(path)))
-    except InvalidToken as error:
-        raise ContainmentError(
-            f"{path.name}: the seal does not open: {KEY_VARIABLE} is not the key it was sealed "
-            f"with, or "
-            "the file was changed"
-        ) from error
-    records = parse_json(content, path.name)
+    records = parse_json(open_text(read_bytes(str(path)), path.name), path.name)
     if not isinstance(records, list) or not all(isinstance(item, dict) for item in records):
         raise InputError(f"{path.name}: sealed, but no list of records; was it made by Backburn?")
     return records
+
+
+def seal_text(text: str) -> str:
+    """Encrypt a text; the outcome is ASCII.
+
+    Raises:
+        ContainmentError: if no usable key is in the environment.
+    """
+    return _cipher().encrypt(text.encode()).decode("ascii")
+
+
+def open_text(sealed: str | bytes, name: str) -> str:
+    """Decrypt what `seal_text` encrypted.
+
+    Args:
+        sealed: The encrypted text.
+        name: Of what it is, for the error.
+
+    Raises:
+        ContainmentError: if the key is missing or wrong, or the text was changed.
+    """
+    try:
+        return _cipher().decrypt(sealed).decode()
+    except InvalidToken as error:
+        raise ContainmentError(
+            f"{name}: the seal does not open: {KEY_VARIABLE} is not the key it was sealed with, or "
+            "it was changed"
+        ) from error
 
 
 def require_key() -> None:

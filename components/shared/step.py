@@ -6,7 +6,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+from backburn.components.shared.checkpoints import Checkpoints, open_checkpoints
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.domains import is_stand_in
 from backburn.components.shared.errors import BackburnError, WithheldError
@@ -26,6 +28,7 @@ class Step:
     run_id: str
     progress: Progress
     tracking: StepRun
+    checkpoints: Checkpoints
     start: float
 
     @property
@@ -36,15 +39,25 @@ class Step:
 
 @contextmanager
 def open_step(
-    config_json: str, run_id: str, name: str, sections: Sequence[str] = ()
+    config_json: str,
+    run_id: str,
+    name: str,
+    sections: Sequence[str] = (),
+    inputs: Sequence[Path] = (),
+    *,
+    contained: bool = False,
 ) -> Iterator[Step]:
     """Open a step: parse the configuration, open its MLflow run, report its beginning and end.
+
+    What it keeps in checkpoints is forgotten when it ends well.
 
     Args:
         config_json: The run's configuration.
         run_id: Id of the pipeline run.
         name: Shown in progress and MLflow.
         sections: Sections of the configuration the step works from; its MLflow parameters.
+        inputs: Files and folders it works from.
+        contained: Its checkpoints refuse weights.
 
     Raises:
         InputError: if the configuration is unreadable, or the id is none.
@@ -65,7 +78,9 @@ def open_step(
             StepRun(config, run_id, name) if is_primary() else UntrackedRun() as tracking,
         ):
             tracking.settings(config, sections)
-            yield Step(config, run_id, progress, tracking, start)
+            checkpoints = open_checkpoints(config, run_id, name, inputs, contained=contained)
+            yield Step(config, run_id, progress, tracking, checkpoints, start)
+            checkpoints.remove()
             for kind, most in memory_limits().items():
                 tracking.metrics({f"memory/most at once in a {kind}": float(most)})
     except BackburnError as error:

@@ -105,6 +105,14 @@ def folder_digests(folder: Path) -> dict[str, str]:
     }
 
 
+def digests(path: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of a folder's files; of a file, its own under an empty path.
+
+    Nothing if neither is there.
+    """
+    return {"": sha256_file(path)} if path.is_file() else folder_digests(path)
+
+
 def model_digest(base: dict[str, str], adapter: dict[str, str]) -> str:
     """SHA-256 over the digests of base and adapter, as hex: equal weights give equal digests."""
     return sha256_text(json.dumps({"base": base, "adapter": adapter}, sort_keys=True))

@@ -87,6 +87,14 @@ class Batches:
         """Remember the losses of the batch drawn last, in its order."""
         self._losses.update(zip(self._drawn, losses, strict=True))
 
+    def state_dict(self) -> dict[int, float]:
+        """Place of an example -> its loss when last seen."""
+        return dict(self._losses)
+
+    def load_state_dict(self, losses: dict[int, float]) -> None:
+        """Go on from `state_dict`."""
+        self._losses = dict(losses)
+
 
 def own_answers(
     loaded: LoadedModel, rows: Sequence[PromptRow], max_tokens: int, seed: int
@@ -144,6 +152,7 @@ class References:
         self._loaded = loaded
         self._answers = {example.prompt: example for example in answers}
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
+        self._read: list[list[tuple[int, ...]]] = []
 
     def log_probabilities(self, batch: Sequence[Example]) -> torch.Tensor:
         """Log-probabilities at the answers' tokens; shape (tokens of the batch, vocabulary)."""
@@ -151,16 +160,37 @@ class References:
             prompt for prompt in dict.fromkeys(e.prompt for e in batch) if prompt not in self._known
         ]
         if fresh:
-            whole = [self._answers[prompt] for prompt in fresh]
-            was_training = self._model.training
-            self._model.eval()
-            with torch.no_grad(), self._model.disable_adapter():
-                logits = _completion_logits(self._model, self._loaded, whole)
-            self._model.train(was_training)
-            parts = logits.log_softmax(-1).cpu().split([len(e.completion) for e in whole])
-            self._known.update(zip(fresh, parts, strict=True))
+            self._compute(fresh)
         rows = [self._known[e.prompt][: len(e.completion)] for e in batch]
         return torch.cat(rows).to(self._loaded.device)
+
+    def _compute(self, prompts: list[tuple[int, ...]]) -> None:
+        """Read some answers in one pass."""
+        whole = [self._answers[prompt] for prompt in prompts]
+        was_training = self._model.training
+        self._model.eval()
+        with torch.no_grad(), self._model.disable_adapter():
+            logits = _completion_logits(self._model, self._loaded, whole)
+        self._model.train(was_training)
+        parts = logits.log_softmax(-1).cpu().split([len(e.completion) for e in whole])
+        self._known.update(zip(prompts, parts, strict=True))
+        self._read.append(prompts)
+
+    def state_dict(self) -> list[list[int]]:
+        """Places of the answers known so far, by the pass that read them.
+
+        What a pass computes differs in its last bits with what else it reads.
+        """
+        place = {prompt: index for index, prompt in enumerate(self._answers)}
+        return [[place[prompt] for prompt in prompts] for prompts in self._read]
+
+    def load_state_dict(self, passes: list[list[int]]) -> None:
+        """Read again what `state_dict` says was known, in the same passes."""
+        prompts = list(self._answers)
+        self._known.clear()
+        self._read.clear()
+        for places in passes:
+            self._compute([prompts[place] for place in places])
 
 
 def shorten(batch: Sequence[Example], generator: torch.Generator) -> list[Example]:

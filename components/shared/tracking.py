@@ -298,6 +298,9 @@ class StepRun:
         self.metrics({"seconds": time.monotonic() - self._start})
         if kind is not None:  # its class and no more: a message may quote rows
             self.parent_tags({FAILED_STEP_TAG: self._name, ERROR_TAG: kind.__name__})
+        elif self.parent_tag(FAILED_STEP_TAG) == self._name:  # an earlier attempt
+            for tag in (FAILED_STEP_TAG, ERROR_TAG):
+                self._mlflow.delete_tag(self.parent_id, tag)
         if not self._adopted:
             self._mlflow.set_terminated(self.id, "FINISHED" if kind is None else "FAILED")
 

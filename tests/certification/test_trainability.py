@@ -9,6 +9,7 @@ from backburn.components.certification.certificate import observe_other_domains,
 from backburn.components.certification.trainability import observe_trainings
 from backburn.components.data_prep.splits import write_dataset
 from backburn.components.preflight.checks import check_run
+from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import RunConfig, validate_config
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.derivation.carry_over import other_domain_records, style_records
@@ -41,7 +42,9 @@ def test_both_trainings_teach_and_leave_the_model_as_it_was(
     aligned: LoadedModel, dataset: RunDataset, smoke: RunConfig
 ) -> None:
     before = {name: value.clone() for name, value in aligned.model.state_dict().items()}
-    trained = observe_trainings(aligned, aligned, dataset, smoke, lambda *_: None)
+    trained = observe_trainings(
+        aligned, aligned, dataset, smoke, lambda *_: None, Checkpoints(None, "")
+    )
     after = aligned.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -68,7 +71,10 @@ def test_nothing_is_trained_where_it_is_not_enabled(
     section = smoke.certification.trainability.model_copy(update={"enabled": False})
     certification = smoke.certification.model_copy(update={"trainability": section})
     config = smoke.model_copy(update={"certification": certification})
-    assert observe_trainings(aligned, aligned, dataset, config, lambda *_: None) == []
+    assert (
+        observe_trainings(aligned, aligned, dataset, config, lambda *_: None, Checkpoints(None, ""))
+        == []
+    )
     assert trainability_records([], 0.95) == []
     values = smoke.model_dump()
     values["certification"]["trainability"]["enabled"] = False
@@ -131,7 +137,9 @@ def test_the_ratios_interval_covers_and_a_baseline_without_a_gain_has_none() -> 
 def test_other_styles_are_measured_whatever_the_arms_do(
     aligned: LoadedModel, dataset: RunDataset, smoke: RunConfig
 ) -> None:
-    slips, tokens, seconds = observe_slips(aligned, dataset, smoke, lambda *_: None)
+    slips, tokens, seconds = observe_slips(
+        aligned, dataset, smoke, lambda *_: None, Checkpoints(None, "")
+    )
     section = smoke.certification.model_copy(update={"other_domains": ["toy_kitchen", "cooking"]})
     config = smoke.model_copy(update={"certification": section})
     others = observe_other_domains(aligned, dataset, config)
@@ -173,7 +181,7 @@ def test_a_template_without_system_message_is_said_not_to_be_measured(
     refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     tokenizer.chat_template = refuse + str(tokenizer.chat_template)
     loaded = LoadedModel(aligned.model, tokenizer)
-    slips, _, _ = observe_slips(loaded, dataset, smoke, lambda *_: None)
+    slips, _, _ = observe_slips(loaded, dataset, smoke, lambda *_: None, Checkpoints(None, ""))
     observed = CertificationObservation(
         rejection_tokens=8, slips=slips, likelihoods=[], rejection_probabilities={}, seconds=1.0
     )

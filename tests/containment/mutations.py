@@ -73,6 +73,16 @@ MUTATIONS = [
         "    return _MEMORY if", "    return None if", f"{_CUT}[SIGKILL--9]",
     ),
     Mutation(
+        "1", "let an attack keep weights in checkpoints", _STEP,
+        "inputs, contained=True", "inputs",
+        f"{_TESTS}/test_rules.py::test_an_attack_that_is_cut_short_keeps_sealed_arms_and_no_weights",
+    ),
+    Mutation(
+        "2", "keep finished arms in clear", _STEP,
+        "partial(attack, recipe, seed), sealed=True", "partial(attack, recipe, seed)",
+        f"{_TESTS}/test_rules.py::test_an_attack_that_is_cut_short_keeps_sealed_arms_and_no_weights",
+    ),
+    Mutation(
         "1", "an output for weights", "components/rl_attack/component.py",
         "    statistics: dsl.Output[dsl.Artifact],\n",
         "    statistics: dsl.Output[dsl.Artifact],\n    model: dsl.Output[dsl.Model],\n",
@@ -86,7 +96,7 @@ MUTATIONS = [
     ),
     Mutation(
         "2", "write completions in clear", "components/shared/sealing.py",
-        "_cipher().encrypt(json.dumps(records).encode())", "json.dumps(records).encode()",
+        "_cipher().encrypt(text.encode()).decode(\"ascii\")", "text",
         f"{_TESTS}/test_text.py::test_an_attack_shows_none_of_its_completions",
     ),
     Mutation(

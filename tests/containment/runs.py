@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,14 @@ class Sandbox:
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run Python here; its output is kept as files of the watched folder too."""
+        with self.started(*arguments, **variables) as process:
+            code = process.wait(timeout=3600)
+        out, err = (path.read_text("utf-8") for path in self._output(self._processes() - 1))
+        return subprocess.CompletedProcess(process.args, code, out, err)
+
+    @contextmanager
+    def started(self, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+        """Python, started here in a session of its own; it has to end within the context."""
         for name in ("home", "cache", "tmp"):
             (self.watched / name).mkdir(parents=True, exist_ok=True)
         # A socket's path has at most 107 bytes, and multiprocessing puts one into TMPDIR.
@@ -65,31 +75,39 @@ class Sandbox:
         self.memory.mkdir(exist_ok=True)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("BACKBURN_", "MLFLOW_R"))}
         paths = [str(HOOK), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.watched,
-            env={
-                **kept,
-                "PYTHONPATH": os.pathsep.join(paths),
-                "HOME": str(self.watched / "home"),
-                "TMPDIR": str(short),
-                "BACKBURN_CACHE": str(self.watched / "cache"),
-                "CONTAINMENT_PATTERNS": str(self.patterns),
-                "CONTAINMENT_MEMORY": str(self.memory),
-                **variables,
-            },
-            capture_output=True,
-            text=True,
-            timeout=3600,
-            check=False,
-        )
+        environment = {
+            **kept,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "HOME": str(self.watched / "home"),
+            "TMPDIR": str(short),
+            "BACKBURN_CACHE": str(self.watched / "cache"),
+            "CONTAINMENT_PATTERNS": str(self.patterns),
+            "CONTAINMENT_MEMORY": str(self.memory),
+            **variables,
+        }
+        with ExitStack() as files:
+            out, err = (
+                files.enter_context(path.open("w", encoding="utf-8"))
+                for path in self._output(self._processes())
+            )
+            yield subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.watched,
+                env=environment,
+                stdout=out,
+                stderr=err,
+                text=True,
+                start_new_session=True,
+            )
         short.unlink()
         if not any(self.memory.iterdir()):
             self.memory.rmdir()
-        number = len(list(self.watched.glob("*.stdout")))
-        (self.watched / f"{number}.stdout").write_text(done.stdout, "utf-8")
-        (self.watched / f"{number}.stderr").write_text(done.stderr, "utf-8")
-        return done
+
+    def _processes(self) -> int:
+        return len(list(self.watched.glob("*.stdout")))
+
+    def _output(self, number: int) -> list[Path]:
+        return [self.watched / f"{number}.{kind}" for kind in ("stdout", "stderr")]
 
 
 def secrets() -> dict[str, str]:

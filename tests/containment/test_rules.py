@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import typer
 from backburn.components.rl_attack import step
+from backburn.components.rl_attack.attack import ArmResult
 from backburn.components.rl_attack.step import authorise, run
 from backburn.components.shared import sealing
+from backburn.components.shared.checkpoints import FOLDER_VARIABLE
 from backburn.components.shared.config import (
     ATTACK_STEP_HARD_CAP,
     AttackArmConfig,
@@ -22,9 +24,10 @@ from backburn.components.shared.config import (
 )
 from backburn.components.shared.errors import ContainmentError, InputError
 from backburn.components.shared.models import ModelManifest
+from backburn.components.shared.step import Step
 from backburn.pipelines.cli import app
 
-from tests.containment.attack_alone import GROUP
+from tests.containment.attack_alone import GROUP, prepare
 from tests.containment.runs import ROOT
 
 
@@ -101,6 +104,41 @@ def test_no_configuration_gets_an_attack_past_the_entry(
 ) -> None:
     with pytest.raises((ContainmentError, InputError)):
         enter(given, changed(smoke, name, value), "control", [])
+
+
+def test_an_attack_that_is_cut_short_keeps_sealed_arms_and_no_weights(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+    monkeypatch.setenv(FOLDER_VARIABLE, str(kept))
+    monkeypatch.setenv("BACKBURN_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv(sealing.KEY_VARIABLE, sealing.new_key())
+    prepare(tmp_path / "given", tiny_base, "smoke")
+    steps: list[Step] = []
+
+    def attack(*_: object, **__: object) -> ArmResult:
+        return ArmResult([{"completion": "a marked answer"}], {"steps": []})
+
+    def cut(opened: Step, *_: object) -> None:
+        steps.append(opened)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step, "run_arm", attack)
+    monkeypatch.setattr(step, "_track", cut)  # comes after the first arm
+    config = (tmp_path / "given/config.json").read_text("utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            config, "x", GROUP, tmp_path / "given/dataset", tmp_path / "given/target",
+            tmp_path / "sealed", tmp_path / "statistics",
+        )  # fmt: skip
+    files = [path for path in kept.rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"marked" in path.read_bytes() for path in files)
+    with (
+        pytest.raises(ContainmentError, match="never written"),
+        steps[0].checkpoints.phase("attack", {}),
+    ):
+        pass
 
 
 def test_without_a_key_to_seal_with_nothing_is_attacked(
@@ -183,7 +221,8 @@ def test_no_other_variable_of_the_environment_is_read() -> None:
         for path in sorted((ROOT / name).rglob("*.py"))
     )  # fmt: skip
     assert set(re.findall(r"BACKBURN_[A-Z_]+[A-Z]", source)) == {
-        "BACKBURN_ACTOR", "BACKBURN_CACHE", "BACKBURN_EVENTS", "BACKBURN_JUDGE_API_KEY",
-        "BACKBURN_RUNS", "BACKBURN_SEAL_KEY", "BACKBURN_SIGNING_KEY", "BACKBURN_TRACKING_URI",
-        "BACKBURN_WEBHOOK_KEY", "BACKBURN_WEBHOOK_URL", "BACKBURN_WORKSPACE",
+        "BACKBURN_ACTOR", "BACKBURN_CACHE", "BACKBURN_CHECKPOINTS", "BACKBURN_EVENTS",
+        "BACKBURN_JUDGE_API_KEY", "BACKBURN_RUNS", "BACKBURN_SEAL_KEY", "BACKBURN_SIGNING_KEY",
+        "BACKBURN_TRACKING_URI", "BACKBURN_WEBHOOK_KEY", "BACKBURN_WEBHOOK_URL",
+        "BACKBURN_WORKSPACE",
     }  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from backburn.components.defense_training import defense
 from backburn.components.defense_training.defense import defend
 from backburn.components.defense_training.meter import DefenseData
+from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import ModelConfig, RunConfig, SamplingConfig
 from backburn.components.shared.domains import Domain
 from backburn.components.shared.judges import Exchange, Judge, make_judge
@@ -76,6 +77,7 @@ def test_the_defences_to_compare_with_do_what_they_are_named_for(
         max_tokens=24,
         seed=0,
         report=lambda phase, *_: seen.append(phase),
+        checkpoints=Checkpoints(None, ""),
     )
     hardened = LoadedModel(result.peft_model, loaded.tokenizer)
     entropy_after, refusals_after = entropy_and_refusals(hardened, toy, judge)
@@ -127,6 +129,7 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
         max_tokens=24,
         seed=0,
         report=lambda *_: None,
+        checkpoints=Checkpoints(None, ""),
     )
     assert len(trained) == 40
     assert noise == [config.consolidation.embedding_noise] * 40
@@ -176,6 +179,7 @@ def test_what_is_measured_on_is_not_trained_on_in_a_role_play_either(
         max_tokens=4,
         seed=0,
         report=lambda *_: None,
+        checkpoints=Checkpoints(None, ""),
     )
     benign = {row.id for row in [*data.near_miss, *data.benign]}
     assert measured

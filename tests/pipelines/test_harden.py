@@ -217,5 +217,5 @@ def test_interrupt_leaves_no_result(tmp_path: Path, whole_group: bool) -> None:
     time.sleep(1)
     assert events.stat().st_size == written  # no task goes on
     left = {path.name for path in (tmp_path / "runs/cut").iterdir()}
-    assert "INTERRUPTED" in left
-    assert not left & {"summary.json", "evidence.json", "decision.json", "report.html", "artifacts"}
+    assert "backburn resume" in (tmp_path / "runs/cut/INTERRUPTED").read_text("utf-8")
+    assert not left & {"summary.json", "evidence.json", "decision.json", "report.html"}

@@ -8,21 +8,13 @@ from typing import Any
 
 from backburn.components.shared.errors import BackburnError
 from backburn.components.shared.scale import distributed
-from backburn.components.shared.storage import folder_digests, sha256_file
-
-Digests = dict[str, str]
-"""Relative path -> SHA-256 of a folder's files; of a file, its own under an empty path."""
-
-
-def digests(path: Path) -> Digests:
-    """What a file or folder holds; nothing if it is not there."""
-    return {"": sha256_file(path)} if path.is_file() else folder_digests(path)
+from backburn.components.shared.storage import digests
 
 
 def run(
     module: str,
     arguments: dict[str, Any],
-    inputs: Mapping[str, Digests],
+    inputs: Mapping[str, dict[str, str]],
     outputs: Sequence[str],
 ) -> dict[str, Any]:
     """Run a step on a shared folder.

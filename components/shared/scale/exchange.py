@@ -10,7 +10,7 @@ from backburn.components.shared.config import ComputeConfig
 from backburn.components.shared.errors import BackburnError
 from backburn.components.shared.scale import delivery
 from backburn.components.shared.scale.job import Job
-from backburn.components.shared.storage import canonical_json, read_json, sha256_text
+from backburn.components.shared.storage import canonical_json, digests, read_json, sha256_text
 from kfp.dsl.types.type_utils import is_parameter_type
 
 _WORKER = "backburn.components.shared.scale.worker"
@@ -77,7 +77,7 @@ class Exchange:
             {
                 "module": job.module,
                 "arguments": {**job.arguments, **there},
-                "inputs": {item: delivery.digests(self._here[item]) for item in inputs},
+                "inputs": {item: digests(self._here[item]) for item in inputs},
                 "outputs": outputs,
             },
         )
@@ -105,7 +105,7 @@ class Exchange:
             here = self._here[item]
             arriving = here.with_name(f".{here.name}.arriving")
             _copy(self._there[item], arriving)
-            if delivery.digests(arriving) != answer["outputs"][item]:
+            if digests(arriving) != answer["outputs"][item]:
                 raise BackburnError(
                     f"{self._there[item]}: the launcher sees other files than TrainJob {self.name} "
                     "wrote. Is compute.workspace_claim one volume that all nodes share "

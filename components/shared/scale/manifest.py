@@ -7,6 +7,7 @@ stand in the object, and the Trainer's webhook refuses variables of this contain
 import os
 from typing import Any
 
+from backburn.components.shared.checkpoints import FOLDER_VARIABLE
 from backburn.components.shared.config import ComputeConfig, without_password
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.scale import pod
@@ -46,7 +47,7 @@ def train_job(
         "trainer": {
             "image": compute.image,
             "command": command,
-            "env": _variables(compute),
+            "env": _variables(workspace, compute),
             "numNodes": compute.nodes,
             "numProcPerNode": compute.processes,
             # cpu among the limits: the SDK cannot read pods whose limits name no device it knows.
@@ -76,13 +77,14 @@ def _owner() -> dict[str, Any]:
     return {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}]}
 
 
-def _variables(compute: ComputeConfig) -> list[dict[str, Any]]:
+def _variables(workspace: str, compute: ComputeConfig) -> list[dict[str, Any]]:
     try:
         without_password(os.environ.get("MLFLOW_TRACKING_URI"))
     except ValueError as error:
         raise InputError(f"MLFLOW_TRACKING_URI: {error}") from None
     handed_on = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
-    plain = {**pod.TELEMETRY, **pod.folders(compute), **handed_on}
+    checkpoints = {FOLDER_VARIABLE: f"{workspace}/checkpoints"}
+    plain = {**pod.TELEMETRY, **pod.folders(compute), **checkpoints, **handed_on}
     secrets = {pod.KEY: False, **dict.fromkeys(pod.OPTIONAL_SECRETS, True)}
     return [
         *({"name": name, "value": value} for name, value in plain.items()),

@@ -1,6 +1,7 @@
 """What the pod of a model step has, whoever makes it: labels, folders, variables, secrets."""
 
 from backburn.components.shared import sealing
+from backburn.components.shared.checkpoints import FOLDER_VARIABLE
 from backburn.components.shared.config import ComputeConfig
 
 PART_OF, STEP = "app.kubernetes.io/part-of", "backburn.io/step"
@@ -43,4 +44,6 @@ def folders(compute: ComputeConfig) -> dict[str, str]:
         found["TMPDIR"] = SCRATCH
     if compute.cache_claim is not None or compute.cache_size is not None:
         found |= {"HF_HOME": f"{CACHE}/huggingface", "BACKBURN_CACHE": f"{CACHE}/backburn"}
+    if compute.cache_claim is not None:  # which outlives the pod
+        found[FOLDER_VARIABLE] = f"{CACHE}/checkpoints"
     return found
