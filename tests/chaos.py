@@ -112,8 +112,7 @@ def torture(
             kill = _kill(process, folder, whole, random) if len(result.kills) < most else None
             code = process.wait(timeout=1800)
         if kill is None:
-            log = folder / "log.txt"
-            assert code == 0, log.read_text("utf-8")[-3000:] if log.exists() else code
+            assert code == 0, f"exit code {code}: {sandbox.last_output()[-3000:]}"
             break
         result.kills.append(kill)
         said(f"seed {seed}: killed {kill.victim} {kill.seconds:.1f} s into {kill.step}")

@@ -137,9 +137,7 @@ def test_the_ratios_interval_covers_and_a_baseline_without_a_gain_has_none() -> 
 def test_other_styles_are_measured_whatever_the_arms_do(
     aligned: LoadedModel, dataset: RunDataset, smoke: RunConfig
 ) -> None:
-    slips, tokens, seconds = observe_slips(
-        aligned, dataset, smoke, lambda *_: None, Checkpoints(None, "")
-    )
+    slips, tokens, seconds = observe_slips(aligned, dataset, smoke, lambda *_: None)
     section = smoke.certification.model_copy(update={"other_domains": ["toy_kitchen", "cooking"]})
     config = smoke.model_copy(update={"certification": section})
     others = observe_other_domains(aligned, dataset, config)
@@ -181,7 +179,7 @@ def test_a_template_without_system_message_is_said_not_to_be_measured(
     refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     tokenizer.chat_template = refuse + str(tokenizer.chat_template)
     loaded = LoadedModel(aligned.model, tokenizer)
-    slips, _, _ = observe_slips(loaded, dataset, smoke, lambda *_: None, Checkpoints(None, ""))
+    slips, _, _ = observe_slips(loaded, dataset, smoke, lambda *_: None)
     observed = CertificationObservation(
         rejection_tokens=8, slips=slips, likelihoods=[], rejection_probabilities={}, seconds=1.0
     )

@@ -103,6 +103,10 @@ class Sandbox:
         if not any(self.memory.iterdir()):
             self.memory.rmdir()
 
+    def last_output(self) -> str:
+        """What the process started last has printed."""
+        return "".join(path.read_text("utf-8") for path in self._output(self._processes() - 1))
+
     def _processes(self) -> int:
         return len(list(self.watched.glob("*.stdout")))
 
