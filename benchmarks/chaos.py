@@ -47,7 +47,8 @@ def main() -> None:
             result = torture(sandbox, whole, settings, seed, options.kills_a_run, console.print)
             results.append(result)
             verdict = "same result, nothing stray" if result.sound else "NOT SOUND"
-            console.print(f"seed {seed}: {len(result.kills)} kills, {verdict}")
+            repeated = ", ".join(result.repeated) or "nothing"
+            console.print(f"seed {seed}: {len(result.kills)} kills, {verdict}; again: {repeated}")
             for problem in [*result.differences, *result.stray, *result.left]:
                 console.print(f"  {problem}")
             shutil.rmtree(sandbox.root)

@@ -98,7 +98,8 @@ class _Task:
 
     def __init__(self, command: Sequence[str]) -> None:
         self.step = command[command.index("--function_to_execute") + 1]
-        given = json.loads(command[command.index("--executor_input") + 1])
+        place = command.index("--executor_input") + 1
+        given = json.loads(command[place])
         self.inputs = _paths(given.get("inputs", {}))
         outputs = given.get("outputs", {})
         self.outputs = {
@@ -106,7 +107,9 @@ class _Task:
             for name, item in outputs.get("artifacts", {}).items()
         }
         self.outputs["executor output"] = Path(outputs["outputFile"])
-        self.key = sha256_text(canonical_json([list(command), code_digest()]))
+        # Parsed: kfp writes the same members in any order.
+        told = [*command[:place], given, *command[place + 1 :]]
+        self.key = sha256_text(canonical_json([told, code_digest()]))
 
 
 def _paths(inputs: dict[str, Any]) -> list[Path]:

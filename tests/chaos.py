@@ -25,6 +25,7 @@ STEPS = (
     "preflight", "data_prep", "baseline", "rl_attack control", "defense_training",
     "certification", "rl_attack hardened", "judge_evaluation", "promotion", "notification",
 )  # fmt: skip
+EVERY_TIME = ("preflight", "notification")
 VICTIMS = ("everything", "the command", "a task")
 _CHANGING = {
     "seconds", "created", "run_id", "observations_sha256", "evidence_sha256", "uri", "tracking_uri",
@@ -56,6 +57,8 @@ class Tortured:
     """Files with attacked weights."""
     left: list[str] = field(default_factory=list)
     """Of what only an interrupted run needs."""
+    repeated: list[str] = field(default_factory=list)
+    """Steps that were begun again after their end; a kill may come before the end is on record."""
 
     @property
     def sound(self) -> bool:
@@ -118,6 +121,7 @@ def torture(
         said(f"seed {seed}: killed {kill.victim} {kill.seconds:.1f} s into {kill.step}")
     result.differences = _differences(whole.folder, folder)
     result.stray = sorted(find(read_patterns(sandbox.patterns), sandbox.places()))
+    result.repeated = _repeated(_events(folder))
     result.left = [
         name for name in ("checkpoints", "finished", "INTERRUPTED") if (folder / name).exists()
     ]
@@ -201,6 +205,17 @@ def _events(folder: Path) -> list[dict[str, Any]]:
 def _step(event: dict[str, Any]) -> str:
     title = str(event["task"])
     return next((step for step in STEPS if title.startswith(step)), title)
+
+
+def _repeated(events: list[dict[str, Any]]) -> list[str]:
+    ended: set[str] = set()
+    again: list[str] = []
+    for event in events:
+        if event.get("finished"):
+            ended.add(event["task"])
+        elif event["phase"] == "starting" and event["task"] in ended:
+            again.append(event["task"])
+    return [task for task in again if task not in EVERY_TIME]
 
 
 def _differences(whole: Path, tortured: Path) -> list[str]:

@@ -17,3 +17,4 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path: Path) -
     assert tortured.differences == []
     assert tortured.stray == []
     assert tortured.left == []
+    assert len(tortured.repeated) <= 1  # a kill may come before an end is on record
