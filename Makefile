@@ -47,8 +47,8 @@ types: setup  ## mypy --strict
 	ln -sfn ../../../pipelines build/types/backburn/pipelines
 	MYPYPATH=build/types $(BIN)/mypy -p backburn.components -p backburn.pipelines
 
-wheel: setup  ## Build the wheel into dist/
-	$(BIN)/python -m build --wheel --outdir dist .
+wheel: setup  ## Build the wheel into dist/, signed if BACKBURN_SIGNING_KEY is set
+	$(BIN)/python .ci/wheel.py --outdir dist
 
 images:  ## Build the images; needs a Docker engine (docker/README.md)
 	for image in $(IMAGES); do \
