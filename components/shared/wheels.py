@@ -5,7 +5,7 @@ An in-toto Statement v1 about the wheel; its predicate is SLSA's provenance v1
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from backburn.components.shared.attestation import ResourceDescriptor
 from backburn.components.shared.errors import InputError, VerificationError
@@ -16,8 +16,8 @@ from backburn.components.shared.storage import sha256_file
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
-BUILD_TYPE = "urn:backburn:build:wheel:v1"
+PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
+BUILD_TYPE: Final = "urn:backburn:build:wheel:v1"
 BUILDER = "urn:backburn:builder:make-wheel"
 
 
