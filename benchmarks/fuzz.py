@@ -53,7 +53,7 @@ DOCUMENTED = (BackburnError, ValidationError, Undeliverable, chat._Unusable)
 _SMOKE = read_recipe("smoke")
 _ID = "abcdefabcdef"
 _DOMAINS = Path(__file__).parent.parent / "components/shared/domains/cooking"
-_BATCH = 50
+_BATCH = 200
 _MOST_SECONDS = 10.0
 _LONGEST_LINE = 2000
 _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\d+|/\S+")
@@ -370,13 +370,14 @@ def _change(root: Any, rng: random.Random) -> None:
     if action == 0:
         del node[key]
     elif action == 1:
-        node[key] = rng.choice(_ODD)
+        node[key] = copy.deepcopy(rng.choice(_ODD))
     elif action == 2:
         node[key] = rng.choice([[value], {"a": value}, [value] * 200, str(value)])
     elif action == 3:  # again, or under another name
-        node.append(value) if isinstance(node, list) else node.update(
-            {rng.choice(["x", "", "a.b", "\ud800"]): value}
-        )
+        if isinstance(node, list):
+            node.append(copy.deepcopy(value))
+        else:
+            node[rng.choice(["x", "", "a.b", "\ud800"])] = copy.deepcopy(value)
     elif action == 4:  # what stands elsewhere
         other, there = _place(root, rng)
         node[key] = copy.deepcopy(node if there is None else other[there])
@@ -385,7 +386,7 @@ def _change(root: Any, rng: random.Random) -> None:
     elif isinstance(node, list):
         rng.shuffle(node)
     else:
-        node[key] = rng.choice(_ODD)
+        node[key] = copy.deepcopy(rng.choice(_ODD))
 
 
 def _place(root: Any, rng: random.Random) -> tuple[Any, Any]:
@@ -403,9 +404,10 @@ def _place(root: Any, rng: random.Random) -> tuple[Any, Any]:
 
 def feed(target: str) -> st.SearchStrategy[bytes]:
     """What hypothesis feeds a target with: any bytes, any text, and changed documents."""
+    documents = seeds(target)  # by number: hypothesis would write them out whole in its notes
     made = st.builds(
-        lambda document, number: changed(document, random.Random(number)),
-        st.sampled_from(seeds(target)),
+        lambda which, number: changed(documents[which], random.Random(number)),
+        st.integers(0, len(documents) - 1),
         st.integers(0, 2**64),
     )
     texts = st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))
@@ -444,7 +446,8 @@ def with_hypothesis(target: str, seconds: float, start: int) -> Outcomes:
         @seed(number)
         @given(strategy)
         def batch(data: bytes) -> None:
-            outcomes.add(target, data, f"seed {number}")  # noqa: B023 - it is called at once
+            if time.monotonic() < end:
+                outcomes.add(target, data, f"seed {number}")  # noqa: B023 - it is called at once
 
         batch()
         number += 1

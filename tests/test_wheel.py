@@ -44,7 +44,7 @@ def build(root: Path, folder: Path, **variables: str) -> tuple[Path, str]:
     environment = {key: value for key, value in os.environ.items() if key != KEY_VARIABLE}
     done = subprocess.run(
         [sys.executable, str(root / ".ci/wheel.py"), "--outdir", str(folder)],
-        env={**environment, **variables}, capture_output=True, text=True, timeout=300,
+        env={**environment, **variables}, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
