@@ -372,7 +372,8 @@ def _change(root: Any, rng: random.Random) -> None:
     elif action == 1:
         node[key] = copy.deepcopy(rng.choice(_ODD))
     elif action == 2:
-        node[key] = rng.choice([[value], {"a": value}, [value] * 200, str(value)])
+        often = 3 if isinstance(value, dict | list) else 200
+        node[key] = rng.choice([[value], {"a": value}, [value] * often, str(value)])
     elif action == 3:  # again, or under another name
         if isinstance(node, list):
             node.append(copy.deepcopy(value))
