@@ -432,10 +432,10 @@ def attempt(target: str, data: bytes) -> str:
 
 def with_hypothesis(target: str, seconds: float, start: int) -> Outcomes:
     """Feed a target for some time, batch by batch, each with the next seed."""
-    outcomes, end, number = Outcomes(), time.monotonic() + seconds, start
-    strategy = feed(target)
+    outcomes, strategy, number = Outcomes(), feed(target), start
+    end = time.monotonic() + seconds
 
-    while time.monotonic() < end:
+    while not outcomes.examples or time.monotonic() < end:
 
         @settings(
             max_examples=_BATCH,
@@ -447,7 +447,7 @@ def with_hypothesis(target: str, seconds: float, start: int) -> Outcomes:
         @seed(number)
         @given(strategy)
         def batch(data: bytes) -> None:
-            if time.monotonic() < end:
+            if not outcomes.examples or time.monotonic() < end:
                 outcomes.add(target, data, f"seed {number}")  # noqa: B023 - it is called at once
 
         batch()

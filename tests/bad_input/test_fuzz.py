@@ -35,14 +35,14 @@ def test_the_documents_it_starts_from_are_valid(target: str) -> None:
 def test_changes_of_the_structure_reach_what_stands_behind_the_schema() -> None:
     """Some of the changed evidence is still evidence, and some is refused at many fields."""
     documents = seeds("evidence")
-    outcomes = {attempt("evidence", changed(documents[0], random.Random(i))) for i in range(300)}
+    outcomes = {attempt("evidence", changed(documents[0], random.Random(i))) for i in range(150)}
     assert "accepted" in outcomes
     assert len(outcomes) > 20
 
 
 def test_a_finding_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(data: bytes) -> None:
-        data[3]
+        data[len(data)]
 
     monkeypatch.setitem(TARGETS, "replies", careless)
     found = with_hypothesis("replies", 1.0, 3)
