@@ -47,8 +47,8 @@ types: setup  ## mypy --strict
 	ln -sfn ../../../pipelines build/types/backburn/pipelines
 	MYPYPATH=build/types $(BIN)/mypy -p backburn.components -p backburn.pipelines
 
-wheel: setup  ## Build the wheel into dist/
-	$(BIN)/python -m build --wheel --outdir dist .
+wheel: setup  ## Build the wheel into dist/, signed if BACKBURN_SIGNING_KEY is set
+	$(BIN)/python .ci/wheel.py --outdir dist
 
 images:  ## Build the images; needs a Docker engine (docker/README.md)
 	for image in $(IMAGES); do \
@@ -64,12 +64,18 @@ locks: setup  ## Write the images' lock files anew
 	build/uv/bin/pip install --quiet 'uv>=0.9'
 	PATH=$$PWD/build/uv/bin:$$PATH docker/lock.sh
 
-vulnerabilities:  ## Ask PyPI for known vulnerabilities of what the images lock
+# Without ADVISORIES pip-audit asks PyPI.
+vulnerabilities: setup  ## Known vulnerabilities of what the images lock; ADVISORIES=<folder>: offline
+ifdef ADVISORIES
+	$(BIN)/python docker/vulnerabilities.py '$(ADVISORIES)'
+else
 	$(PYTHON) -m venv build/audit || python3 -m venv build/audit
 	build/audit/bin/pip install --quiet 'pip-audit>=2.9'
+	ignored=$$($(BIN)/python docker/vulnerabilities.py) || exit 1; \
 	for lock in train tools sbom build weights; do \
-	  build/audit/bin/pip-audit --disable-pip --no-deps --strict --requirement docker/locks/$$lock.txt || exit 1; \
+	  build/audit/bin/pip-audit --disable-pip --no-deps --strict $$ignored --requirement docker/locks/$$lock.txt || exit 1; \
 	done
+endif
 
 golden: setup  ## Write what every recipe compiles to into tests/pipelines/golden
 	$(BIN)/python -m tests.pipelines.goldens

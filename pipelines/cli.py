@@ -362,7 +362,9 @@ def report(
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, or the folder of a finished run.")],
+    bundle: Annotated[
+        Path, typer.Argument(help="A bundle, the folder of a finished run, or a wheel of Backburn.")
+    ],
     key: Annotated[
         Path | None,
         typer.Option(help="Public key (PEM) that must have signed; see `backburn signing-key`."),
@@ -374,9 +376,13 @@ def verify(
 ) -> None:
     """Check a run's evidence without its model: signature, files, every figure, the decision.
 
-    Figures are made again from the observations and compared bit for bit. Exit code: 0 the
-    bundle is sound (whatever its gate said), 1 it is not, 2 it is no bundle.
+    Figures are made again from the observations and compared bit for bit. Of a wheel, check that
+    --key signed it. Exit code: 0 the bundle is sound (whatever its gate said), 1 it is not, 2 it is
+    no bundle.
     """
+    if bundle.suffix == ".whl":
+        return _verify_wheel(bundle, key)
+
     from backburn.components.shared.verification import verify_bundle
 
     found = verify_bundle(bundle, None if key is None else _read_key(key), model)
@@ -401,6 +407,26 @@ def verify(
         f"[bold green]Sound[/]: run {found.decision.run_id}, model "
         f"{found.evidence.hardened_digest[:16]}, gate {found.decision.outcome}.",
         highlight=False,
+    )
+
+
+def _verify_wheel(wheel: Path, key: Path | None) -> None:
+    from backburn.components.shared.signing import key_id
+    from backburn.components.shared.wheels import verify_wheel
+
+    if key is None:
+        raise InputError(
+            f"{wheel}: give --key, the public key of whoever released it; nothing else says who "
+            "made a wheel"
+        )
+    trusted = _read_key(key)
+    source = verify_wheel(wheel, trusted).predicate.build_definition.external_parameters
+    tree = "" if source.clean_tree else "; [yellow]files differed from that commit[/]"
+    _console().print(
+        f"[bold green]Sound[/]: {_plain(wheel.name)}, commit {_plain(source.commit)}, signed by "
+        f"key {key_id(trusted)[:16]}{tree}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 

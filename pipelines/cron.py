@@ -35,7 +35,7 @@ def check_cron(text: str) -> str:
     if len(fields) == len(_FIELDS) - 1:
         raise InputError(
             f"{given}: five fields, as crontab has them. KFP wants six, seconds first, "
-            f"and would read this as another time; write '0 {tidy}'"
+            f"and would read this as another time; write {shown('0 ' + tidy)}"
         )
     if len(fields) != len(_FIELDS):
         raise InputError(

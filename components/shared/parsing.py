@@ -27,6 +27,20 @@ class _Unfit(Exception):  # noqa: N818 - becomes an InputError that says where
     """What is wrong with a document."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Stops at the deepest level that is read: the scanner's time grows with the levels' square."""
+
+    _level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._level += 1
+        if self._level > MOST_LEVELS:
+            raise _Unfit(f"nested more than {MOST_LEVELS} levels deep")
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        return node
+
+
 def one_line(error: object) -> str:
     """Text of an error on one line of bounded length."""
     text = " ".join(str(error).split())
@@ -132,11 +146,8 @@ def _compose(content: bytes | str, where: str) -> tuple[yaml.SafeLoader, yaml.No
         raise _Unfit(
             f"{len(content) >> 10} KiB of YAML, and at most {MOST_YAML_BYTES >> 10} KiB are read"
         )
-    loader = yaml.SafeLoader(decode(content, where) if isinstance(content, bytes) else content)
-    try:
-        node = loader.get_single_node()
-    except RecursionError as error:
-        raise _Unfit(f"nested more than {MOST_LEVELS} levels deep") from error
+    loader = _Loader(decode(content, where) if isinstance(content, bytes) else content)
+    node = loader.get_single_node()
     if node is not None:
         _measure(node, (), {})
     return loader, node

@@ -112,6 +112,7 @@ def test_a_made_run_id_is_always_one(name: str) -> None:
         ("", "0 field(s) instead of six"),
         ("@often", "1 field(s) instead of six"),
         ("0 3 * * 1", "five fields, as crontab has them"),
+        ("* * * * " + "9" * 5000, "five fields, as crontab has them"),
         ("0 0 0 0 3 * * 1", "8 field(s) instead of six"),
         ("60 0 3 * * 1", "second '60': '60' is not within 0 to 59"),
         ("0 0 3 * 13 1", "month '13': '13' is not within 1 to 12"),
