@@ -11,6 +11,7 @@ from backburn.components.shared.derivation.trainability import trainability_reco
 from backburn.components.shared.derivation.utility import utility_records
 from backburn.components.shared.models import load_artifact
 from backburn.components.shared.observations import CertificationObservation, UtilityObservation
+from backburn.components.shared.scale.distributed import is_primary
 from backburn.components.shared.sealing import require_key, seal
 from backburn.components.shared.step import open_step, use_threads
 from backburn.components.shared.storage import write_json
@@ -42,14 +43,15 @@ def run(
         require_key()
         use_threads(config)
         data = RunDataset(dataset)
-        target = load_artifact(hardened, config.model)
+        sharding = config.compute.sharding
+        target = load_artifact(hardened, config.model, sharding=sharding)
         slips, rejection_tokens, seconds = observe_slips(
             target,
             data,
             config,
             lambda done, total, note: step.progress.update("exact slip rates", done, total, note),
         )
-        unhardened = load_artifact(baseline, config.model)
+        unhardened = load_artifact(baseline, config.model, sharding=sharding)
         behaviour = observe(
             unhardened,
             target,
@@ -85,6 +87,8 @@ def run(
             seconds=seconds,
             utility=utility,
         )
+        if not is_primary():
+            return {}
         seal(sealed, behaviour.completions)
         write_json(certificate, observed.model_dump(mode="json"))
         record = certificate_record(observed, config)

@@ -19,6 +19,7 @@ from backburn.components.shared.sampling import (
     read_packed,
 )
 from backburn.components.shared.scale import distributed
+from backburn.components.shared.scale.sharding import in_step
 
 ANSWER_SAMPLING = SamplingConfig(temperature=0.7)
 """How benign answers are drawn: a little cooler than the attack, as a deployed model would be."""
@@ -146,21 +147,28 @@ class References:
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
 
     def log_probabilities(self, batch: Sequence[Example]) -> torch.Tensor:
-        """Log-probabilities at the answers' tokens; shape (tokens of the batch, vocabulary)."""
+        """Log-probabilities at the answers' tokens; shape (tokens of the batch, vocabulary).
+
+        Sharded processes call this together, each with a batch of its own, which may be empty.
+        """
         fresh = [
             prompt for prompt in dict.fromkeys(e.prompt for e in batch) if prompt not in self._known
         ]
-        if fresh:
-            whole = [self._answers[prompt] for prompt in fresh]
-            was_training = self._model.training
-            self._model.eval()
-            with torch.no_grad(), self._model.disable_adapter():
-                logits = _completion_logits(self._model, self._loaded, whole)
-            self._model.train(was_training)
-            parts = logits.log_softmax(-1).cpu().split([len(e.completion) for e in whole])
-            self._known.update(zip(fresh, parts, strict=True))
+        with in_step(self._model):
+            if fresh:
+                self._read(fresh)
         rows = [self._known[e.prompt][: len(e.completion)] for e in batch]
-        return torch.cat(rows).to(self._loaded.device)
+        return torch.cat(rows or [torch.empty(0)]).to(self._loaded.device)
+
+    def _read(self, fresh: Sequence[tuple[int, ...]]) -> None:
+        whole = [self._answers[prompt] for prompt in fresh]
+        was_training = self._model.training
+        self._model.eval()
+        with torch.no_grad(), self._model.disable_adapter():
+            logits = _completion_logits(self._model, self._loaded, whole)
+        self._model.train(was_training)
+        parts = logits.log_softmax(-1).cpu().split([len(e.completion) for e in whole])
+        self._known.update(zip(fresh, parts, strict=True))
 
 
 def shorten(batch: Sequence[Example], generator: torch.Generator) -> list[Example]:
@@ -191,10 +199,11 @@ def benign_step(
     """
 
     def losses(chunk: list[Example], own: list[int]) -> torch.Tensor:
+        reference = references.log_probabilities([chunk[place] for place in own])
         logits = _completion_logits(model, loaded, chunk, own)
         return torch.nn.functional.kl_div(
             logits.log_softmax(-1),
-            references.log_probabilities([chunk[place] for place in own]),
+            reference,
             log_target=True,
             reduction="none",
         ).sum(-1)
