@@ -545,9 +545,7 @@ def read_manifest(folder: Path) -> ModelManifest:
     return manifest
 
 
-def load_artifact(
-    folder: Path, config: ModelConfig, *, sharding: Sharding = "none"
-) -> LoadedModel:
+def load_artifact(folder: Path, config: ModelConfig, *, sharding: Sharding = "none") -> LoadedModel:
     """Load an artifact as one plain model: the base with the adapter merged into its weights.
 
     Args:
@@ -585,14 +583,14 @@ def load_artifact(
     return loaded
 
 
-def _merge(block: torch.nn.Module) -> None:
-    """Put the adapter of a block into its weights."""
+def _merge(part: torch.nn.Module) -> None:
+    """Put the adapter of a part of the model into its weights."""
     from peft.tuners.lora import LoraLayer
 
-    for name, layer in list(block.named_modules()):
+    for name, layer in list(part.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge()
-            block.set_submodule(name, layer.get_base_layer())
+            part.set_submodule(name, layer.get_base_layer())
 
 
 def check_adapter(folder: Path, base: str) -> None:

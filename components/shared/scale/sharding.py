@@ -29,7 +29,7 @@ def shard(
     Args:
         model: A frozen transformers model in main memory, the same in every process.
         device: Kind of device that gets the parts.
-        prepare: Called with each block on its device, before it is divided.
+        prepare: Called with each block on its device, then with the model, before it is divided.
 
     Raises:
         InputError: if the model does not say what its blocks are.
@@ -45,6 +45,7 @@ def shard(
     for block in blocks:
         prepare(block.to(device))
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    prepare(model)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     model.activation_checkpointing_enable()
 

@@ -36,9 +36,7 @@ def run(config_json: str, base: Path) -> dict[str, Any]:
     config = RunConfig.from_json(config_json)
     use_threads(config)
     toy = load_domain(config.domain)
-    loaded = load_base(
-        base, ModelConfig(id="builtin:tiny"), sharding=config.compute.sharding
-    )
+    loaded = load_base(base, ModelConfig(id="builtin:tiny"), sharding=config.compute.sharding)
     held = [own_part(weight).numel() for weight in loaded.model.parameters()]
     weights = {"all": sum(weight.numel() for weight in loaded.model.parameters())}
     weights["held"] = distributed.gathered([sum(held)])
