@@ -54,7 +54,15 @@ from backburn.components.shared.supervised import (
 )
 from backburn.components.shared.tiny_model import train_tiny_model
 from backburn.pipelines.recipes import load_recipe
-from backburn.pipelines.sizing import StepSize, growth, read_prompts, size_run
+from backburn.pipelines.sizing import (
+    Sizing,
+    StepSize,
+    fewest_gpus,
+    growth,
+    read_prompts,
+    sharded,
+    size_run,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import (
@@ -429,13 +437,27 @@ def predicted_tables() -> str:
                 f"{step.copies_of_weights:.0f} x {weights / 1e9:,.0f}, {trained / 1e9:.1f}, "
                 f"{held / 1e9:,.0f} ({pass_name})",
                 ", ".join(f"{count}" for count in cards),
-                *(_hours(step, gpu) for gpu in GPUS.values()),
+                *(_hours(found, step, gpu) for gpu in GPUS.values()),
             ]
             lines.append(f"| {' | '.join(cells)} |")
         totals = [
             " to ".join(f"{hours:.1f}" for hours in found.hours(gpu)) for gpu in GPUS.values()
         ]
         lines.append(f"| **{title}, run** | | | | {' | '.join(totals)} |")
+    lines += [
+        "",
+        "| model, `compute.sharding: full` | GPUs | largest step, on each | GPU hours, no hardened "
+        "arm moves | all move |",
+        "|---|---|---|---|---|",
+    ]
+    for title, name in list(LARGE.items())[1:]:
+        for gpu in GPUS.values():
+            count = fewest_gpus(config, ARCHITECTURES[name], prompts, gpu)
+            assert count is not None
+            found = size_run(sharded(config, count), ARCHITECTURES[name], prompts)
+            largest = max(found.gpu_bytes(step) for step in found.steps) / 1e9
+            hours = " | ".join(f"{value:,.0f}" for value in found.hours(gpu))
+            lines.append(f"| {title} | {count} x {gpu.name} | {largest:.0f} GB | {hours} |")
     model, card = ARCHITECTURES[LARGE["8B"]], GPUS["h100"]
     lines += [
         "",
@@ -449,10 +471,10 @@ def predicted_tables() -> str:
     return "\n".join(lines)
 
 
-def _hours(step: StepSize, gpu: Gpu) -> str:
-    found = [gpu.seconds(step.work) / 3600]
+def _hours(size: Sizing, step: StepSize, gpu: Gpu) -> str:
+    found = [size.seconds(step.work, gpu) / 3600]
     if step.moving:
-        found.append(found[0] + gpu.seconds(step.moving) / 3600)
+        found.append(found[0] + size.seconds(step.moving, gpu) / 3600)
     return " to ".join(f"{hours:.2f}" for hours in found)
 
 

@@ -61,6 +61,8 @@ def size(
         title: sizing.size_run(other, model, prompts).hours(card)
         for title, other in sizing.growth(config)
     }
+    full = [arm.name for arm in config.attack.arms if arm.adapter == "full"]
+    needed = 1 if full else sizing.fewest_gpus(config, model, prompts, card)
     if as_json:
         typer.echo(json.dumps(_plain(found, card, changed), indent=2))
         return
@@ -71,7 +73,9 @@ def size(
         highlight=False,
     )
     console.print(_steps(found, card))
-    for step in found.steps:
+    if needed != 1:
+        console.print(_sharding(found, needed), highlight=False)
+    for step in found.steps if found.sharing == 1 else []:
         if (most := found.fitting_rows(step, card)) < step.rows:
             helps = f"{most} fit, and the step lowers that by itself" if most else "not one fits"
             console.print(
@@ -100,26 +104,36 @@ def size(
 def _steps(found: "Sizing", card: "Gpu") -> Table:
     table = Table("step", "tasks", "GPU memory", "weights", "trained", "largest pass",
                   "main memory", "GPU hours", "fits")  # fmt: skip
-    weights = found.width * found.model.parameters
     for step in found.steps:
         peak = found.gpu_bytes(step)
         title = step.largest()
         trained, held = step.passes[title]
-        hours = [card.seconds(step.work) / 3600]
+        hours = [found.seconds(step.work, card) / 3600]
         if step.moving:
-            hours.append(hours[0] + card.seconds(step.moving) / 3600)
+            hours.append(hours[0] + found.seconds(step.moving, card) / 3600)
         table.add_row(
             step.name,
             str(step.tasks),
             _size(peak),
-            f"{step.copies_of_weights:.0f} x {_size(weights)}",
+            f"{step.copies_of_weights:.0f} x {_size(found.weights)}",
             _size(trained),
             f"{_size(held)}, {title}",
             _size(step.host),
             " to ".join(f"{value:.2f}" for value in hours),
-            "yes" if peak <= card.usable * card.memory else "no",
+            "yes" if found.fits(step, card) else "no",
         )
     return table
+
+
+def _sharding(found: "Sizing", needed: int | None) -> str:
+    """What `compute.sharding` would take."""
+    if needed is None:
+        return "No number of these cards holds the run, whatever compute.sharding is."
+    now = f" (now {found.sharing})" if found.sharing > 1 else ""
+    return (
+        f"Every step fits with its weights divided over {needed} of these cards or more{now}: "
+        "compute.sharding=full, compute.processes and compute.nodes"
+    )
 
 
 def _plain(found: "Sizing", card: "Gpu", changed: dict[str, tuple[float, float]]) -> dict[str, Any]:
@@ -129,20 +143,21 @@ def _plain(found: "Sizing", card: "Gpu", changed: dict[str, tuple[float, float]]
         "architecture": dataclasses.asdict(found.model),
         "parameters": found.model.parameters,
         "bytes_per_weight": found.width,
+        "gpus_sharing_weights": found.sharing,
         "steps": [
             {
                 "name": step.name,
                 "tasks": step.tasks,
                 "gpu_bytes": found.gpu_bytes(step),
-                "fits": found.gpu_bytes(step) <= card.usable * card.memory,
+                "fits": found.fits(step, card),
                 "copies_of_weights": step.copies_of_weights,
                 "passes": {
                     title: {"trained_bytes": trained, "held_bytes": held}
                     for title, (trained, held) in step.passes.items()
                 },
                 "main_memory_bytes": step.host,
-                "gpu_hours_none_moves": card.seconds(step.work) / 3600,
-                "gpu_hours_all_move": card.seconds([*step.work, *step.moving]) / 3600,
+                "gpu_hours_none_moves": found.seconds(step.work, card) / 3600,
+                "gpu_hours_all_move": found.seconds([*step.work, *step.moving], card) / 3600,
             }
             for step in found.steps
         ],

@@ -31,6 +31,7 @@ from backburn.components.shared.sizing import (
     activation_bytes,
     architecture_of,
     cache_bytes,
+    gathered_bytes,
     head_bytes,
     logit_bytes,
     read,
@@ -46,6 +47,7 @@ PROCESS_BYTES = 4e9
 """Python, torch and CUDA in main memory."""
 _MEASURED, _BENIGN_LOSS_PROMPTS, _ROOM = 20, 24, 64
 _GENERIC_REFUSAL_TOKENS = 45.0
+_MOST_GPUS = 8 * 64
 _MOST_ROWS, _MOST_PACKED, _MOST_TRAINED, _SET_ASIDE = 96, 2048, 2048, 16
 Work = list[tuple[float, Pass]]
 
@@ -101,33 +103,38 @@ class Sizing:
     """Bytes in the object store, KFP's and MLflow's, by what they are."""
     disk: float
     """Bytes of a model step's cache volume or container: the weights as they are fetched."""
+    sharing: int = 1
+    """GPUs that divide the weights of a step."""
+
+    @property
+    def weights(self) -> float:
+        """Bytes of the model's weights that a GPU holds all the time."""
+        return self.width * self.model.parameters / self.sharing
 
     def gpu_bytes(self, step: StepSize) -> float:
-        """Peak of a step on its GPU: weights, and what is trained with the largest pass.
-
-        The second set of weights that some steps load is there when nothing is trained any more,
-        except in the certification, whose two models take turns.
-        """
-        weights = self.width * self.model.parameters
+        """Peak of a step on each GPU: weights, and what is trained with the largest pass."""
+        gathered = gathered_bytes(self.model, self.width) if self.sharing > 1 else 0.0
         trained = sum(step.passes[step.largest()])
-        if step.name == "certification":
-            return step.copies_of_weights * weights + trained
-        return max(step.copies_of_weights * weights, weights + trained)
+        return step.copies_of_weights * self.weights + gathered + trained
+
+    def fits(self, step: StepSize, gpu: Gpu) -> bool:
+        """Whether a step fits on a kind of GPU."""
+        return self.gpu_bytes(step) <= gpu.usable * gpu.memory
+
+    def seconds(self, work: Work, gpu: Gpu) -> float:
+        """Time of a step's work, of all its GPUs together."""
+        return gpu.seconds(work, self.sharing)
 
     def fitting_rows(self, step: StepSize, gpu: Gpu) -> int:
         """Rows of its GRPO step that fit on a card beside weights and what is trained."""
-        copies = step.copies_of_weights if step.name == "certification" else 1.0
-        left = (
-            gpu.usable * gpu.memory
-            - copies * self.width * self.model.parameters
-            - step.rows_trained
-        )
+        held = self.gpu_bytes(step) - sum(step.passes[step.largest()])
+        left = gpu.usable * gpu.memory - held - step.rows_trained
         return max(0, int(left // step.row_bytes)) if step.rows else 0
 
     def hours(self, gpu: Gpu) -> tuple[float, float]:
         """GPU hours of a run in which no hardened arm meets a live group, and in which all do."""
-        least = sum(gpu.seconds(step.work) for step in self.steps) / 3600
-        return least, least + sum(gpu.seconds(step.moving) for step in self.steps) / 3600
+        least = sum(self.seconds(step.work, gpu) for step in self.steps) / 3600
+        return least, least + sum(self.seconds(step.moving, gpu) for step in self.steps) / 3600
 
 
 def read_architecture(config: RunConfig, given: str | None = None) -> Architecture:
@@ -203,7 +210,26 @@ def size_run(config: RunConfig, model: Architecture, prompts: Prompts) -> Sizing
         sizer.attack("control"),
         sizer.attack("hardened"),
     ]
-    return Sizing(model, sizer.width, steps, sizer.store(), sizer.weights)
+    return Sizing(model, sizer.width, steps, sizer.store(), sizer.weights, sizer.sharing)
+
+
+def sharded(config: RunConfig, gpus: int) -> RunConfig:
+    """The run with its weights divided over so many GPUs of one machine."""
+    changes = {"sharding": "full", "processes": gpus, "nodes": 1, "gpus": gpus}
+    compute = config.compute.model_copy(update=changes)
+    return config.model_copy(update={"compute": compute})
+
+
+def fewest_gpus(config: RunConfig, model: Architecture, prompts: Prompts, gpu: Gpu) -> int | None:
+    """GPUs over which a step's weights have to be divided to fit; None: 512 are too few.
+
+    One means that every step fits without.
+    """
+    for count in range(1, _MOST_GPUS + 1):
+        found = size_run(sharded(config, count), model, prompts)
+        if all(found.fits(step, gpu) for step in found.steps):
+            return count
+    return None
 
 
 def growth(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
@@ -234,6 +260,8 @@ class _Sizer:
         self.config, self.model, self.prompts = config, model, prompts
         self.width = FLOAT32 if config.model.dtype == "float32" else 2
         self.weights = float(self.width * model.parameters)
+        compute = config.compute
+        self.sharing = compute.processes * compute.nodes if compute.sharding == "full" else 1
         self.cap = config.attack.max_completion_tokens
         self.kept = min(self.cap, KEPT_TOKENS)
         self.beginning = min(self.kept, BEGINNING)
@@ -258,10 +286,10 @@ class _Sizer:
         return step
 
     def defense(self) -> StepSize:
-        """`components/defense_training`: at the end the base is loaded again, for the artifact."""
+        """`components/defense_training`."""
         config, counts = self.config.defense, self.prompts.counts
         adapter = _adapter(config.lora)
-        step = StepSize("defense_training", copies_of_weights=2.0)
+        step = StepSize("defense_training")
         # Consolidation keeps its best state, a running average and the state being measured.
         self.copies = 3.0 * FLOAT32 * self.model.lora(adapter.rank, adapter.share)
         whole = counts["near_miss_defence"] + counts["benign_defence"]
@@ -410,10 +438,12 @@ class _Sizer:
         if not rows:
             return
         passes, tokens = _packed(rows * (self.prompts.mean + completion))
-        kept = rows * completion / passes
-        step.work.append((steps * passes, train(self.model, tokens, kept, self.width, adapter)))
-        held = activation_bytes(self.model, tokens, self.width, adapter)
-        held += logit_bytes(self.model, kept, self.width)
+        kept, again = rows * completion / passes, self.sharing > 1
+        work = train(self.model, tokens, kept, self.width, adapter, again=again)
+        step.work.append((steps * passes, work))
+        part = min(1.0, max(1 / self.sharing, passes / rows))  # of a pass, at least one example
+        held = activation_bytes(self.model, part * tokens, self.width, adapter, again)
+        held += logit_bytes(self.model, part * kept, self.width)
         self._hold(step, "supervised step", held, adapter)
 
     def _grpo(
@@ -431,26 +461,31 @@ class _Sizer:
         """Steps of `GroupTrainer` on a GPU: padded rows, prompts in each.
 
         Where they do not fit into one pass, all are read without keeping activations, and then
-        each part is read again for its backward pass.
+        each part is read again for its backward pass. GPUs that divide the weights read theirs in
+        one pass.
         """
         rows = prompts * size
         longest = self._longest(splits) + completion
-        at_once = min(rows, max(1, int(_MOST_TRAINED // longest)))
+        divided = self.sharing > 1
+        most = math.ceil(rows / self.sharing) if divided else int(_MOST_TRAINED // longest)
+        at_once = min(rows, max(1, most))
         tokens, kept = rows * (self.prompts.mean + completion), rows * completion
         drawn = rollout(self.model, prompts, size, self.prompts.mean, completion, self.width,
                         adapter.rank)  # fmt: skip
         work += [(steps * count, item) for count, item in drawn]
-        parts = rows / at_once
+        read_at_once = rows if divided else at_once  # by all GPUs together
+        parts = rows / read_at_once
         part, kept_part = tokens / parts, kept / parts
-        work.append(
-            (steps * parts, train(self.model, part, kept_part, self.width, adapter, at_once))
+        trained_part = train(
+            self.model, part, kept_part, self.width, adapter, read_at_once, again=divided
         )
-        again = int(reference) + int(at_once < rows)
+        work.append((steps * parts, trained_part))
+        again = int(reference) + int(read_at_once < rows)
         if again:
-            again_read = read(self.model, part, kept_part, self.width, rows=at_once)
+            again_read = read(self.model, part, kept_part, self.width, rows=read_at_once)
             work.append((steps * parts * again, again_read))
-        held = activation_bytes(self.model, at_once * longest, self.width, adapter)
-        held += head_bytes(self.model, kept_part, self.width)
+        held = activation_bytes(self.model, at_once * longest, self.width, adapter, divided)
+        held += head_bytes(self.model, at_once * completion, self.width)
         title = f"GRPO step, {at_once} of {rows} rows at once"
         trained = self._hold(step, title, held, adapter)
         if trained + held > step.rows_trained + step.rows * step.row_bytes:
@@ -468,9 +503,11 @@ class _Sizer:
         """`draw_completions`, in batches of at most 96 rows."""
         if not prompts:
             return
-        batches = math.ceil(prompts / max(1, _MOST_ROWS // copies))
-        each = math.ceil(prompts / batches)
-        drawn = rollout(self.model, each, copies, self.prompts.mean, completion, self.width, rank)
+        own = math.ceil(prompts / self.sharing)
+        batches = math.ceil(own / max(1, _MOST_ROWS // copies))
+        each = math.ceil(own / batches)
+        drawn = rollout(self.model, each * self.sharing, copies, self.prompts.mean, completion,
+                        self.width, rank)  # fmt: skip
         target = step.work if work is None else work
         target += [(batches * count, item) for count, item in drawn]
         rows = each * copies

@@ -92,7 +92,8 @@ class Stages:
         self, data: dsl.PipelineTask, aligned: dsl.PipelineTask, hardened: _Channel
     ) -> dsl.PipelineTask:
         """Exact slip rates, certificate and benign behaviour; returns the task."""
-        return on_model_node(
+        on_nodes = on_model_nodes if self.compute.sharding == "full" else on_model_node
+        return on_nodes(
             certification(
                 **self.run,
                 dataset=data.outputs["dataset"],

@@ -50,7 +50,7 @@ def run(
     ):
         config = step.config
         data = RunDataset(dataset)
-        loaded = load_base(base_folder, config.model)
+        loaded = load_base(base_folder, config.model, sharding=config.compute.sharding)
         check_prompt_lengths(loaded, data, config)
         judge = make_judge(config.judges.evaluation, data.header.rubric)
         validation = data.rows("validation")[:_MEASURED]

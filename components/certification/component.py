@@ -24,9 +24,15 @@ def certification(
         certificate: Slip rates, lower bounds and exact figures on benign answers.
         sealed: Encrypted completions of both models on benign and near-miss prompts.
     """
-    from pathlib import Path
+    from backburn.components.shared.scale.job import start
 
-    from backburn.components.certification.step import run
-
-    artifacts = (dataset, baseline, hardened, certificate, sealed)
-    certificate.metadata.update(run(config, run_id, *[Path(a.path) for a in artifacts]))
+    paths = {
+        "dataset": dataset.path,
+        "baseline": baseline.path,
+        "hardened": hardened.path,
+        "certificate": certificate.path,
+        "sealed": sealed.path,
+    }
+    step = "backburn.components.certification.step"
+    made = start(step, config, divides_work=False, run_id=run_id, **paths)
+    certificate.metadata.update(made)

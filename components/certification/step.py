@@ -15,6 +15,7 @@ from backburn.components.shared.observations import (
     SlipObservation,
     UtilityObservation,
 )
+from backburn.components.shared.scale.distributed import is_primary
 from backburn.components.shared.sealing import require_key, seal
 from backburn.components.shared.step import open_step, use_threads
 from backburn.components.shared.storage import write_json
@@ -47,7 +48,8 @@ def run(
         require_key()
         use_threads(config)
         data = RunDataset(dataset)
-        target = load_artifact(hardened, config.model)
+        sharding = config.compute.sharding
+        target = load_artifact(hardened, config.model, sharding=sharding)
         slips, rejection_tokens, seconds = checkpoints.remembered(
             "slips",
             tuple[list[SlipObservation], int, float],
@@ -60,7 +62,7 @@ def run(
                 ),
             ),
         )
-        unhardened = load_artifact(baseline, config.model)
+        unhardened = load_artifact(baseline, config.model, sharding=sharding)
         behaviour = checkpoints.remembered(
             "behaviour",
             Behaviour,
@@ -110,6 +112,8 @@ def run(
             seconds=seconds,
             utility=utility,
         )
+        if not is_primary():
+            return {}
         seal(sealed, behaviour.completions)
         write_json(certificate, observed.model_dump(mode="json"))
         record = certificate_record(observed, config)

@@ -11,6 +11,7 @@ from typing import Any
 from backburn.components.shared.config import UtilityConfig
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.observations import UtilityObservation
+from backburn.components.shared.scale.sharding import in_step
 from backburn.components.shared.utility.tasks import load_tasks, metric_of, score_of, task_manager
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
@@ -77,7 +78,7 @@ def _evaluate(
     model = _ReportingModel(
         loaded, config.batch_size, lambda done, total: report(done, total, name)
     )
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+    with contextlib.redirect_stderr(io.StringIO()), in_step(loaded.model):  # its progress bars
         results = evaluator.simple_evaluate(
             model,
             tasks=tasks,

@@ -90,9 +90,9 @@ class Meter:
             self._loaded, [e.prompt for e in own], [e.completion for e in own], model=model
         )
         parts: list[torch.Tensor] = []
+        reference = self._references.log_probabilities(own).cpu()
         if own:
             ours = torch.cat([entry.logits for entry in entries]).log_softmax(-1)
-            reference = self._references.log_probabilities(own).cpu()
             lost = (reference.exp() * (reference - ours)).sum(-1)
             parts = list(lost.split([len(example.completion) for example in own]))
         return float(torch.cat(distributed.gathered(parts)).mean())

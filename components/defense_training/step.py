@@ -8,7 +8,7 @@ from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.judges import make_judge
 from backburn.components.shared.models import (
     load_artifact,
-    load_base,
+    read_base,
     read_manifest,
     resolve_base,
     save_artifact,
@@ -43,7 +43,7 @@ def run(
         config = step.config
         use_threads(config)
         data = RunDataset(dataset)
-        loaded = load_artifact(baseline, config.model)
+        loaded = load_artifact(baseline, config.model, sharding=config.compute.sharding)
         prompts = DefenseData(
             defence=data.rows("defence"),
             validation=data.rows("validation"),
@@ -71,7 +71,7 @@ def run(
         )
         adapter = baseline / "adapter"
         stacked = stack_adapters(
-            load_base(base_folder, config.model),
+            read_base(base_folder, config.model),
             adapter if adapter.is_dir() else None,
             result.peft_model,
             config.defense.lora,

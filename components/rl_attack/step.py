@@ -66,7 +66,7 @@ def run(
         manifest = read_manifest(target)
         authorise(role, manifest, config)
         use_threads(config, int(group.get("side_by_side", 1)))
-        loaded = load_artifact(target, config.model)
+        loaded = load_artifact(target, config.model, sharding=config.compute.sharding)
         data = RunDataset(dataset)
         fields = {name: _Field(config, data, name) for name in _domains(config)}
         monitor = RememberingJudge(make_judge(config.judges.evaluation, data.header.rubric))

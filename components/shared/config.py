@@ -37,6 +37,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Quantity = Annotated[str, Field(coerce_numbers_to_str=True)]
 """As Kubernetes writes them: 2, 500m, 12Gi."""
+Sharding = Literal["none", "full"]
 Harm = Annotated[float, Field(ge=0.0, le=10.0)]
 
 BUILTIN_MODELS = ("builtin:smollm2-135m-instruct", "builtin:tiny")
@@ -1183,6 +1184,11 @@ class ComputeConfig(Section):
         description="Processes (torchrun) of the steps baseline, defense_training and rl_attack, "
         "which divide the work; with accelerators one each, so at most `gpus`.",
     )
+    sharding: Sharding = Field(
+        "none",
+        description="full: these processes, on all nodes, divide the frozen weights too (FSDP2), "
+        "and certification runs as such processes; for a model that fits no single accelerator.",
+    )
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Self:
@@ -1190,6 +1196,11 @@ class ComputeConfig(Section):
             raise ValueError(
                 f"processes ({self.processes}) exceeds gpus ({self.gpus}), and each wants one: "
                 "raise gpus or lower processes"
+            )
+        if self.sharding == "full" and self.processes * self.nodes == 1:
+            raise ValueError(
+                "sharding is full, and there is one process: raise processes or nodes, among which "
+                "the weights are divided, or set sharding to none"
             )
         if self.priority is not None and self.queue is None:
             raise ValueError("priority is Kueue's: set `queue` too")
@@ -1242,6 +1253,18 @@ class RunConfig(Section):
                     f"data.attack_prompts and data.defence_prompts make {most}: lower the arm's "
                     f"prompts or raise data.attack_prompts"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sharded_weights_are_frozen(self) -> Self:
+        if self.compute.sharding == "full":
+            for arm in self.attack.arms:
+                if arm.adapter == "full":
+                    raise ValueError(
+                        f"compute.sharding divides frozen weights, and attack arm {arm.name!r} "
+                        "trains them all (adapter: full): set its adapter to lora, leave it out, "
+                        "or set compute.sharding to none"
+                    )
         return self
 
     @property

@@ -10,7 +10,8 @@
   it, AdamW's momentum goes on moving the weights, as it does in TRL.
 - On a CPU, a prompt is read once for its whole group instead of once a completion.
 - Of several processes each reads some of a step's completions. Log-probabilities are exchanged
-  and gradients added up here, so TRL goes on as if it were alone with all of them.
+  and gradients added up here, so TRL goes on as if it were alone with all of them. Where they
+  divide the weights too, each reads its completions in one pass, whatever their number.
 """
 
 import os
@@ -29,6 +30,7 @@ from backburn.components.shared.config import PromptStyle, SamplingConfig
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import draw_completions, positions, read_sequences
 from backburn.components.shared.scale import distributed
+from backburn.components.shared.scale.sharding import is_sharded
 from backburn.components.shared.supervised import require_finite_gradient
 from datasets import Dataset
 from torch.utils.checkpoint import checkpoint
@@ -384,12 +386,15 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         vocabulary = self._loaded.model.config.vocab_size
         limit = memory.limits().get(_PASS, len(input_ids))
         self._rows_at_once = len(input_ids)
+        sharded = is_sharded(model)
         if (
-            input_ids.device.type != "cpu"
+            sharded
+            or input_ids.device.type != "cpu"
             or limit < len(input_ids)
             or len(input_ids) * logits_to_keep * vocabulary > _MOST_SHARED_LOGITS
         ):
-            most = min(limit, max(1, _MOST_TOKENS_AT_ONCE // input_ids.shape[1]))
+            fit = limit if sharded else max(1, _MOST_TOKENS_AT_ONCE // input_ids.shape[1])
+            most = min(limit, fit)
             self._rows_at_once = min(most, len(input_ids))
             parts = [
                 self._read_rows(

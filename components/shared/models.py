@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 from backburn.components.shared import object_store
-from backburn.components.shared.config import LoraSettings, ModelConfig, PromptStyle
+from backburn.components.shared.config import LoraSettings, ModelConfig, PromptStyle, Sharding
 from backburn.components.shared.domains.domain import PromptRow
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.packed_linear import pack_linear_layers
 from backburn.components.shared.parsing import first_problem, one_line, parse_json, shown
 from backburn.components.shared.scale.distributed import first_on_machine
+from backburn.components.shared.scale.sharding import own_part, shard
 from backburn.components.shared.storage import (
     cache_folder,
     folder_digests,
@@ -270,18 +271,43 @@ def resolve_base(config: ModelConfig) -> Path:
     return _download_hub(config)
 
 
-def load_base(folder: Path, config: ModelConfig, *, chat: bool = True) -> LoadedModel:
+def load_base(
+    folder: Path, config: ModelConfig, *, chat: bool = True, sharding: Sharding = "none"
+) -> LoadedModel:
     """Load weights and tokenizer from a folder that `resolve_base` gave.
 
     Args:
         folder: Of the base.
         config: Precision and device.
         chat: Whether it has to have a chat template.
+        sharding: Whether the processes of the step divide the weights.
 
     Raises:
         InputError: if tokenizer, chat template or weights are absent, damaged or do not fit
             together, or a weight is not finite.
     """
+    loaded = read_base(folder, config, chat=chat)
+    if sharding == "full":
+        _shard(loaded.model, config, str(folder))
+    else:
+        loaded.model.to(compute_device(config))
+        require_finite(loaded.model.state_dict(), str(folder))
+        pack_linear_layers(loaded.model)
+    return loaded
+
+
+def _shard(
+    model: Any,
+    config: ModelConfig,
+    where: str,
+    prepare: Callable[[torch.nn.Module], None] = lambda block: None,
+) -> None:
+    shard(model, compute_device(config), prepare)
+    require_finite({name: own_part(p) for name, p in model.named_parameters()}, where)
+
+
+def read_base(folder: Path, config: ModelConfig, *, chat: bool = True) -> LoadedModel:
+    """As `load_base`, but in main memory, where the weights are those of the files, mapped."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _explained(f"model.id: the tokenizer in {folder} does not load"):
@@ -310,10 +336,7 @@ def load_base(folder: Path, config: ModelConfig, *, chat: bool = True) -> Loaded
             f"model.id: {folder} lacks {len(absent)} tensor(s) of the model, such as {absent[0]}; "
             "fetch or save it again"
         )
-    model = model.to(compute_device(config)).eval().requires_grad_(False)
-    require_finite(model.state_dict(), str(folder))
-    pack_linear_layers(model)
-    loaded = LoadedModel(model, tokenizer)
+    loaded = LoadedModel(model.eval().requires_grad_(False), tokenizer)
     _check_tokens(loaded, config, chat=chat)
     return loaded
 
@@ -522,8 +545,13 @@ def read_manifest(folder: Path) -> ModelManifest:
     return manifest
 
 
-def load_artifact(folder: Path, config: ModelConfig) -> LoadedModel:
+def load_artifact(folder: Path, config: ModelConfig, *, sharding: Sharding = "none") -> LoadedModel:
     """Load an artifact as one plain model: the base with the adapter merged into its weights.
+
+    Args:
+        folder: The artifact.
+        config: Names the base; precision and device.
+        sharding: Whether the processes of the step divide the weights.
 
     Raises:
         InputError: if the artifact is damaged, its base is not the one it was made from, or its
@@ -540,12 +568,29 @@ def load_artifact(folder: Path, config: ModelConfig) -> LoadedModel:
         )
     if manifest.adapter_digests:
         check_adapter(folder / "adapter", manifest.base)
-    loaded = load_base(base_folder, config)
-    if manifest.adapter_digests:
+    if not manifest.adapter_digests:
+        loaded = load_base(base_folder, config, sharding=sharding)
+    elif sharding == "full":
+        loaded = read_base(base_folder, config)
+        adapted = _with_adapter(loaded.model, folder / "adapter")
+        _shard(loaded.model, config, str(folder), _merge)
+        adapted.unload()
+    else:
+        loaded = load_base(base_folder, config)
         merged = _with_adapter(loaded.model, folder / "adapter")
         loaded = LoadedModel(merged.merge_and_unload().eval(), loaded.tokenizer)
     loaded.manifest = manifest
     return loaded
+
+
+def _merge(part: torch.nn.Module) -> None:
+    """Put the adapter of a part of the model into its weights."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in list(part.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            part.set_submodule(name, layer.get_base_layer())
 
 
 def check_adapter(folder: Path, base: str) -> None:

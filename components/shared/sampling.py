@@ -15,6 +15,7 @@ from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.memory import in_parts_that_fit
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.scale import distributed
+from backburn.components.shared.scale.sharding import in_step
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 _MOST_ROWS_AT_ONCE = 96
@@ -126,9 +127,12 @@ def draw_completions(
     network.eval()
     try:
         if _rows(len(prompts), copies) <= _rows(copies, len(prompts)):
-            of_prompts = distributed.gathered(draw(distributed.own(order), range(copies)))
+            with in_step(network):
+                mine = draw(distributed.own(order), range(copies))
+            of_prompts = distributed.gathered(mine)
         else:
-            mine = draw(order, distributed.own(range(copies)))
+            with in_step(network):
+                mine = draw(order, distributed.own(range(copies)))
             of_copies = distributed.gathered(list(zip(*mine, strict=True)))
             of_prompts = [list(drawn) for drawn in zip(*of_copies, strict=True)]
     finally:
@@ -547,13 +551,15 @@ def completion_logits(
     sequences = [[*p, *c[:-1]] for p, c in zip(prompts, completions, strict=True)]
     results: list[CompletionLogits] = []
     try:
-        for chosen in packs([len(sequence) for sequence in sequences]):
-            kept = [len(completions[i]) for i in chosen]
-            logits = read_packed(network, loaded, [sequences[i] for i in chosen], kept=kept).cpu()
-            results += [
-                CompletionLogits(part, torch.tensor(list(completions[i])))
-                for i, part in zip(chosen, logits.split(kept), strict=True)
-            ]
+        with in_step(network):
+            for chosen in packs([len(sequence) for sequence in sequences]):
+                kept = [len(completions[i]) for i in chosen]
+                some = [sequences[i] for i in chosen]
+                logits = read_packed(network, loaded, some, kept=kept).cpu()
+                results += [
+                    CompletionLogits(part, torch.tensor(list(completions[i])))
+                    for i, part in zip(chosen, logits.split(kept), strict=True)
+                ]
     finally:
         network.train(was_training)
     return results

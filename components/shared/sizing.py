@@ -155,7 +155,13 @@ def read(
 
 
 def train(
-    model: Architecture, tokens: float, kept: float, width: int, adapter: Adapter, rows: float = 1
+    model: Architecture,
+    tokens: float,
+    kept: float,
+    width: int,
+    adapter: Adapter,
+    rows: float = 1,
+    again: bool = False,
 ) -> Pass:
     """A forward and a backward pass.
 
@@ -172,6 +178,7 @@ def train(
         width: Bytes of a weight.
         adapter: What is trained.
         rows: Rows the tokens are divided into.
+        again: Whether blocks are computed again for their backward pass.
     """
     blocks = model.adapted(adapter.share)
     bottom = model.hidden * (model.query + 2 * model.key) if blocks == model.layers else 0
@@ -181,7 +188,7 @@ def train(
     attention = 4.0 * model.query * tokens * tokens / rows
     forward = 2.0 * (model.layers * model.block + trained) * tokens + model.layers * attention
     backward = (factor * frozen + 4.0 * trained) * tokens + 2.5 * blocks * attention
-    flops = forward + backward + 4.0 * model.head * kept
+    flops = (1 + again) * forward + backward + 4.0 * model.head * kept
     return Pass(flops, 2 * width * model.parameters, model.layers + 2 * blocks)
 
 
@@ -226,7 +233,18 @@ def cache_bytes(model: Architecture, rows: float, tokens: float, width: int) -> 
     return 2.0 * model.layers * model.key * rows * tokens * width
 
 
-def activation_bytes(model: Architecture, tokens: float, width: int, adapter: Adapter) -> float:
+def gathered_bytes(model: Architecture, width: int) -> float:
+    """Whole weights on a GPU while `scale.sharding` runs a block.
+
+    Embedding and head, which are no block's, and three blocks: the one that runs, the next, and
+    the buffer that this is gathered in meanwhile.
+    """
+    return width * (model.head * (1 if model.tied else 2) + 3.0 * model.block)
+
+
+def activation_bytes(
+    model: Architecture, tokens: float, width: int, adapter: Adapter, again: bool = False
+) -> float:
     """What a forward pass keeps for the backward pass, logits left out.
 
     A token keeps in every block that a gradient passes, with h, q and i the widths of hidden
@@ -239,8 +257,9 @@ def activation_bytes(model: Architecture, tokens: float, width: int, adapter: Ad
       w is 2: 4 * (5h + q + i), and 4 * (2h + i) where w is 4; and 7 * 4 * rank;
     - of weights that are trained, their inputs instead: (4h + i) * w.
 
-    Fused attention keeps no scores. Blocks are not recomputed, only parts of a batch that do not
-    fit into one pass.
+    Fused attention keeps no scores. With `again` blocks are computed again one by one for their
+    backward pass, and keep their inputs until then: h w for each of them. Otherwise none is, only
+    parts of a batch that do not fit into one pass.
     """
     h, q, i = model.hidden, model.query, model.intermediate
     both = 2 * FLOAT32 * h + 4 * q * width + 3 * i * width
@@ -251,6 +270,8 @@ def activation_bytes(model: Architecture, tokens: float, width: int, adapter: Ad
     else:
         inputs = FLOAT32 * (5 * h + q + i)
     kept = both + inputs + len(model.matrices) * FLOAT32 * adapter.rank
+    if again:
+        return float(tokens * (kept + h * width * model.layers))
     return float(tokens * kept * model.adapted(adapter.share))
 
 
@@ -273,7 +294,7 @@ class Gpu:
     peak is what well-tuned training of large models reaches, 60 % of the bandwidth what reading all
     weights for a token does. Ordinary PyTorch launches a block's kernels one by one, which takes a
     host a millisecond, adapter included: that bounds rollouts of models that a card reads faster.
-    The sampler works in main memory.
+    The sampler works in main memory. Between GPUs the share of the link is that of the memory.
     """
 
     name: str
@@ -283,6 +304,8 @@ class Gpu:
     """Dense bfloat16 operations a second."""
     bandwidth: float
     """Bytes a second."""
+    link: float
+    """Bytes a second that it receives from the others of its machine, by NVLink."""
     compute_efficiency: float = 0.4
     bandwidth_efficiency: float = 0.6
     usable: float = 0.9
@@ -290,28 +313,39 @@ class Gpu:
     block_seconds: float = 1e-3
     sampled_per_second: float = 2e8
 
-    def seconds(self, work: Iterable[tuple[float, Pass]]) -> float:
-        """Time of passes, each bound by what takes it longest, one after the other."""
-        return sum(
+    def seconds(self, work: Iterable[tuple[float, Pass]], sharing: int = 1) -> float:
+        """Time of passes, each bound by what takes it longest, one after the other.
+
+        Args:
+            work: (how often, pass) pairs; a pass is that of all GPUs.
+            sharing: GPUs that divide weights and operations. What each reads, it has to get from
+                the others first, but for its own part.
+
+        Returns:
+            Seconds of all these GPUs together.
+        """
+        return sharing * sum(
             count
             * (
                 max(
-                    item.flops / (self.peak * self.compute_efficiency),
+                    item.flops / sharing / (self.peak * self.compute_efficiency),
                     item.bytes / (self.bandwidth * self.bandwidth_efficiency),
+                    item.bytes * (1 - 1 / sharing) / (self.link * self.bandwidth_efficiency),
                     item.blocks * self.block_seconds,
                 )
-                + item.sampled / self.sampled_per_second
+                + item.sampled / sharing / self.sampled_per_second
             )
             for count, item in work
         )
 
 
 GPUS = {
-    "a100-80": Gpu("A100 80 GB SXM", 80e9, 312e12, 2.039e12),
-    "h100": Gpu("H100 80 GB SXM", 80e9, 989.4e12, 3.35e12),
-    "h200": Gpu("H200 141 GB SXM", 141e9, 989.4e12, 4.8e12),
+    "a100-80": Gpu("A100 80 GB SXM", 80e9, 312e12, 2.039e12, 300e9),
+    "h100": Gpu("H100 80 GB SXM", 80e9, 989.4e12, 3.35e12, 450e9),
+    "h200": Gpu("H200 141 GB SXM", 141e9, 989.4e12, 4.8e12, 450e9),
 }
-"""Memory, dense bfloat16 peak and bandwidth after NVIDIA's data sheets of the SXM cards."""
+"""Memory, dense bfloat16 peak, bandwidth and half of NVLink's, which counts both directions, after
+NVIDIA's data sheets of the SXM cards."""
 
 ARCHITECTURES = {
     "builtin:tiny": Architecture(3, 96, 4, 4, 24, 256, 269, tied=True),

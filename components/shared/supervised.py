@@ -19,6 +19,7 @@ from backburn.components.shared.sampling import (
     read_packed,
 )
 from backburn.components.shared.scale import distributed
+from backburn.components.shared.scale.sharding import in_step
 
 ANSWER_SAMPLING = SamplingConfig(temperature=0.7)
 """How benign answers are drawn: a little cooler than the attack, as a deployed model would be."""
@@ -155,14 +156,18 @@ class References:
         self._read: list[list[tuple[int, ...]]] = []
 
     def log_probabilities(self, batch: Sequence[Example]) -> torch.Tensor:
-        """Log-probabilities at the answers' tokens; shape (tokens of the batch, vocabulary)."""
+        """Log-probabilities at the answers' tokens; shape (tokens of the batch, vocabulary).
+
+        Sharded processes call this together, each with a batch of its own, which may be empty.
+        """
         fresh = [
             prompt for prompt in dict.fromkeys(e.prompt for e in batch) if prompt not in self._known
         ]
-        if fresh:
-            self._compute(fresh)
+        with in_step(self._model):
+            if fresh:
+                self._compute(fresh)
         rows = [self._known[e.prompt][: len(e.completion)] for e in batch]
-        return torch.cat(rows).to(self._loaded.device)
+        return torch.cat(rows or [torch.empty(0)]).to(self._loaded.device)
 
     def _compute(self, prompts: list[tuple[int, ...]]) -> None:
         """Read some answers in one pass."""
@@ -221,10 +226,11 @@ def benign_step(
     """
 
     def losses(chunk: list[Example], own: list[int]) -> torch.Tensor:
+        reference = references.log_probabilities([chunk[place] for place in own])
         logits = _completion_logits(model, loaded, chunk, own)
         return torch.nn.functional.kl_div(
             logits.log_softmax(-1),
-            references.log_probabilities([chunk[place] for place in own]),
+            reference,
             log_target=True,
             reduction="none",
         ).sum(-1)

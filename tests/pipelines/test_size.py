@@ -12,10 +12,12 @@ from backburn.pipelines.cli import app
 from backburn.pipelines.recipes import load_recipe, shipped_recipes
 from backburn.pipelines.sizing import (
     Sizing,
+    fewest_gpus,
     gpus_at_once,
     growth,
     read_architecture,
     read_prompts,
+    sharded,
     size_run,
 )
 from typer.testing import CliRunner
@@ -114,6 +116,28 @@ def test_the_table_says_what_does_not_fit() -> None:
     assert done.exit_code == 0
     assert "defense_training: a GRPO step holds 5 rows at once; on this card not one" in done.stdout
     assert "GPUs at once: 4" in done.stdout
+    assert "divided over 6 of these cards or more" in " ".join(done.stdout.split())
+
+
+def test_weights_divided_over_enough_gpus_fit() -> None:
+    model = ARCHITECTURES["meta-llama/Llama-3.1-70B-Instruct"]
+    config = load_recipe("llama3-8b")
+    prompts = read_prompts(config)
+    needed = fewest_gpus(config, model, prompts, CARD)
+    assert needed is not None
+    assert 1 < needed <= 8
+    alone = size_run(config, model, prompts)
+    enough, few = (size_run(sharded(config, n), model, prompts) for n in (needed, needed - 1))
+    assert not any(alone.fits(step, CARD) for step in alone.steps)
+    assert all(enough.fits(step, CARD) for step in enough.steps)
+    assert not all(few.fits(step, CARD) for step in few.steps)
+    assert enough.weights == alone.weights / needed
+    assert fewest_gpus(config, ARCHITECTURES[LLAMA], prompts, CARD) == 1
+    assert fewest_gpus(config, model, prompts, replace(CARD, memory=1e9)) is None
+    assert enough.hours(CARD)[0] > alone.hours(CARD)[0], "weights come from other GPUs"
+    slow = replace(CARD, link=CARD.link / 2)
+    assert enough.hours(slow)[0] > enough.hours(CARD)[0]
+    assert alone.hours(slow) == alone.hours(CARD)
 
 
 def test_sizes_are_read_from_config_json(tmp_path: Path) -> None:

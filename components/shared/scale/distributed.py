@@ -2,8 +2,8 @@
 
 Every process runs the whole step with the same seeds, so all take the same decisions. Only what is
 expensive is divided: each does its part of the forward and backward passes, and the parts come
-together here. No process decides by a number that the others do not have bit for bit. Weights are
-replicated, never sharded.
+together here. No process decides by a number that the others do not have bit for bit. What is
+trained is replicated; frozen weights are too, unless `sharding` divides them.
 """
 
 import os

@@ -53,12 +53,15 @@ class Job:
         return made
 
 
-def start(module: str, config_json: str, **arguments: Any) -> dict[str, Any]:
+def start(
+    module: str, config_json: str, *, divides_work: bool = True, **arguments: Any
+) -> dict[str, Any]:
     """Run a step: in this process, in `compute.processes`, or on `compute.nodes`.
 
     Args:
         module: Import path of the step's logic.
         config_json: Configuration of the run.
+        divides_work: False: several processes only where they divide the weights.
         arguments: The other arguments of its `run`; paths as text.
 
     Returns:
@@ -71,6 +74,8 @@ def start(module: str, config_json: str, **arguments: Any) -> dict[str, Any]:
     """
     config = RunConfig.from_json(config_json)
     job = Job(module, {"config_json": config_json, **arguments})
+    if not divides_work and config.compute.sharding == "none":
+        return job.run()
     if config.compute.nodes > 1:
         from backburn.components.shared.scale.trainjob import launch
 

@@ -16,6 +16,7 @@ from backburn.components.shared.grpo import Groups, GroupTrainer, OrdinaryRollou
 from backburn.components.shared.models import LoadedModel, add_lora, load_base
 from backburn.components.shared.sampling import draw_completions
 from backburn.components.shared.scale import distributed
+from backburn.components.shared.scale.sharding import own_part
 from backburn.components.shared.step import use_threads
 from backburn.components.shared.supervised import (
     Example,
@@ -35,7 +36,10 @@ def run(config_json: str, base: Path) -> dict[str, Any]:
     config = RunConfig.from_json(config_json)
     use_threads(config)
     toy = load_domain(config.domain)
-    loaded = load_base(base, ModelConfig(id="builtin:tiny"))
+    loaded = load_base(base, ModelConfig(id="builtin:tiny"), sharding=config.compute.sharding)
+    held = [own_part(weight).numel() for weight in loaded.model.parameters()]
+    weights = {"all": sum(weight.numel() for weight in loaded.model.parameters())}
+    weights["held"] = distributed.gathered([sum(held)])
     model = add_lora(loaded, LoraSettings(), 0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     generator = torch.Generator().manual_seed(0)
@@ -46,7 +50,7 @@ def run(config_json: str, base: Path) -> dict[str, Any]:
     references = References(model, loaded, kept)
     rejection = tuple(loaded.encode_completion(toy.header.rejection))
     forbidden = [Example(tuple(loaded.encode_row(row)), rejection) for row in toy.forbidden[:5]]
-    found: dict[str, Any] = {"processes": distributed.processes()}
+    found: dict[str, Any] = {"processes": distributed.processes(), "weights": weights}
 
     def supervised(name: str, losses: list[float]) -> None:
         distributed.sum_gradients(trained)

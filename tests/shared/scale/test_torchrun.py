@@ -49,6 +49,7 @@ STEP = 5e-3
 """The largest learning rate. Rounding moves single weights by as much, not all of them."""
 SOON = 20.0
 """Seconds, on a busy machine."""
+SHARDINGS = pytest.mark.parametrize("sharding", ["none", "full"])
 
 
 def configuration(processes: int, *overrides: str) -> str:
@@ -87,15 +88,16 @@ def one(workplace: Path) -> Steps:
     return all_steps(workplace, 1)
 
 
-def all_steps(workplace: Path, processes: int) -> Steps:
+def all_steps(workplace: Path, processes: int, sharding: str = "none") -> Steps:
     """Run the steps; each starts from what one process made of the step before."""
-    folder, alone = workplace / str(processes), workplace / "1"
+    name = f"{processes}-{sharding}"
+    folder, alone = workplace / name, workplace / "1-none"
     call: dict[str, Any] = {
-        "config_json": configuration(processes),
-        "run_id": f"run-{processes}",
+        "config_json": configuration(processes, f"compute.sharding={sharding}"),
+        "run_id": f"run-{name}",
         "dataset": str(workplace / "dataset"),
     }
-    events = workplace / f"events-{processes}.jsonl"
+    events = workplace / f"events-{name}.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(EVENTS_VARIABLE, str(events))
         returned = {
@@ -160,13 +162,19 @@ def children() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def test_two_processes_do_the_same_work(tiny_base: Path) -> None:
+@SHARDINGS
+def test_two_processes_do_the_same_work(tiny_base: Path, sharding: str) -> None:
     """Losses, gradients and draws differ by float32's summation order: 1e-5 of the largest."""
+    configurations = configuration(1), configuration(2, f"compute.sharding={sharding}")
     one, two = (
-        start("tests.shared.scale.divided_work", configuration(n), base=str(tiny_base))
-        for n in (1, 2)
+        start("tests.shared.scale.divided_work", config, base=str(tiny_base))
+        for config in configurations
     )
     assert (one.pop("processes"), two.pop("processes")) == (1, 2)
+    whole, held = one.pop("weights"), two.pop("weights")
+    assert whole["held"] == [whole["all"]] == [held["all"]]
+    share = 0.5 if sharding == "full" else 1.0
+    assert held["held"] == pytest.approx(2 * [share * held["all"]], rel=0.01)
     assert one.keys() == two.keys()
     for name, expected in one.items():
         if ":" not in name:
@@ -177,10 +185,12 @@ def test_two_processes_do_the_same_work(tiny_base: Path) -> None:
             assert float((first - second).abs().max() / first.abs().max()) < 1e-5, name
 
 
+@SHARDINGS
 def test_steps_of_two_processes_give_the_results_of_one_and_write_them_once(
-    workplace: Path, one: Steps
+    workplace: Path, one: Steps, sharding: str
 ) -> None:
-    two = all_steps(workplace, 2)
+    two = all_steps(workplace, 2, sharding)
+    before, after = "run-1-none", f"run-2-{sharding}"
     for name in ("baseline.json", "defence.json", "attack.json"):
         same(read_json(one.folder / name), read_json(two.folder / name), name)
     assert open_sealed(one.folder / "sealed") == open_sealed(two.folder / "sealed")
@@ -200,21 +210,58 @@ def test_steps_of_two_processes_give_the_results_of_one_and_write_them_once(
     assert [(e["task"], e.get("phase"), e.get("done")) for e in one.events] == [
         (e["task"], e.get("phase"), e.get("done")) for e in two.events
     ]
-    assert tracked(workplace, "run-1").keys() == tracked(workplace, "run-2").keys()
-    for step, (status, metrics) in tracked(workplace, "run-1").items():
-        expected, found = metrics, tracked(workplace, "run-2")[step][1]
-        assert tracked(workplace, "run-2")[step][0] == status
+    assert tracked(workplace, before).keys() == tracked(workplace, after).keys()
+    for step, (status, metrics) in tracked(workplace, before).items():
+        expected, found = metrics, tracked(workplace, after)[step][1]
+        assert tracked(workplace, after)[step][0] == status
         same(expected, found, step)
 
 
-def test_one_process_of_a_sweep_searches_and_all_attack(
+def test_a_hardened_model_is_certified_and_attacked_with_its_weights_divided(
     workplace: Path, one: Steps, tmp_path: Path
+) -> None:
+    hardened = ["attack.lazy_rollouts=true", "attack.lazy_rollouts=false"]
+    short = ["certification.trainability.sft_steps=2", "certification.trainability.rl_steps=2"]
+    for processes, sharding in ((1, "none"), (2, "full")):
+        folder = tmp_path / str(processes)
+        setting = f"compute.sharding={sharding}"
+        inputs = {"dataset": str(workplace / "dataset"), "run_id": f"hardened-{processes}"}
+        for kind, rollouts in zip(("lazily", "live"), hardened, strict=True):
+            start(
+                "backburn.components.rl_attack.step",
+                configuration(processes, setting, rollouts),
+                **inputs,
+                group={"role": "hardened", "arms": [{"arm": "paper", "seed": 0}]},
+                target=str(one.folder / "hardened"),
+                sealed=str(folder / f"{kind}-sealed"),
+                statistics=str(folder / f"{kind}.json"),
+            )
+        start(
+            "backburn.components.certification.step",
+            configuration(processes, setting, *short),
+            divides_work=False,
+            **inputs,
+            baseline=str(one.folder / "baseline"),
+            hardened=str(one.folder / "hardened"),
+            certificate=str(folder / "certificate.json"),
+            sealed=str(folder / "sealed"),
+        )
+    for name in ("lazily.json", "live.json", "certificate.json"):
+        first, second = (read_json(tmp_path / folder / name) for folder in "12")
+        same(first, second, name)
+    for name in ("lazily-sealed", "live-sealed", "sealed"):
+        assert open_sealed(tmp_path / "1" / name) == open_sealed(tmp_path / "2" / name)
+
+
+@SHARDINGS
+def test_one_process_of_a_sweep_searches_and_all_attack(
+    workplace: Path, one: Steps, tmp_path: Path, sharding: str
 ) -> None:
     storage = f"sqlite:///{tmp_path}/sweep.db"
     sweep = [f"attack.sweep={{trials: 2, steps: 2, storage: '{storage}'}}"]
     start(
         "backburn.components.rl_attack.step",
-        configuration(2, *sweep, "attack.checkpoints=[0, 2]"),
+        configuration(2, *sweep, "attack.checkpoints=[0, 2]", f"compute.sharding={sharding}"),
         run_id="sweep",
         group={"role": "hardened", "arms": [], "sweep": True},
         dataset=str(workplace / "dataset"),
@@ -230,8 +277,9 @@ def test_one_process_of_a_sweep_searches_and_all_attack(
     assert any(trial["live_groups"] for trial in found["sweep"])
 
 
+@SHARDINGS
 def test_a_lost_process_ends_the_step_soon_with_one_line(
-    workplace: Path, one: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, one: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str
 ) -> None:
     events = tmp_path / "events.jsonl"
     monkeypatch.setenv(EVENTS_VARIABLE, str(events))
@@ -248,8 +296,8 @@ def test_a_lost_process_ends_the_step_soon_with_one_line(
     with pytest.raises(LostProcessError) as caught:
         start(
             "backburn.components.defense_training.step",
-            configuration(2, "defense.warm_start.steps=5000"),
-            run_id="lost",
+            configuration(2, "defense.warm_start.steps=5000", f"compute.sharding={sharding}"),
+            run_id=f"lost-{sharding}",
             dataset=str(workplace / "dataset"),
             baseline=str(one.folder / "baseline"),
             hardened=str(tmp_path / "hardened"),
@@ -265,7 +313,7 @@ def test_a_lost_process_ends_the_step_soon_with_one_line(
     shutil.rmtree(log.parents[3])
     assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl"}
     assert not [child for child in children() if "RANK" in child.environ()]
-    assert tracked(workplace, "lost")["defense_training"][0] == "FAILED"
+    assert tracked(workplace, f"lost-{sharding}")["defense_training"][0] == "FAILED"
 
 
 def test_an_error_of_a_step_is_told_as_by_one_process(workplace: Path, one: Steps) -> None:
@@ -290,3 +338,12 @@ def test_processes_want_an_accelerator_each() -> None:
         load_recipe("smoke", ["compute.gpus=2", "compute.processes=4"])
     with pytest.raises(InputError, match=r"compute\.processes"):
         load_recipe("smoke", ["compute.processes=9"])
+
+
+def test_sharding_wants_several_processes_and_frozen_weights() -> None:
+    load_recipe("smoke", ["compute.processes=2", "compute.sharding=full"])
+    with pytest.raises(InputError, match="there is one process: raise processes or nodes"):
+        load_recipe("smoke", ["compute.sharding=full"])
+    full = ["compute.processes=2", "compute.sharding=full", "attack.arms.0.adapter=full"]
+    with pytest.raises(InputError, match="arm 'paper' trains them all"):
+        load_recipe("smoke", full)
