@@ -80,10 +80,11 @@ def run_whole(sandbox: Sandbox, settings: list[str]) -> Whole:
     done = sandbox.run(*_command(settings, "whole"))
     folder = sandbox.watched / "runs/whole"
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    durations: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for event in _events(folder):
-        durations.setdefault(_step(event), []).append(event["time"])
-    return Whole(folder, {step: times[-1] - times[0] for step, times in durations.items()})
+        times.setdefault(_step(event), []).append(event["time"])
+    times[STEPS[-1]].append(times[STEPS[-2]][-1])  # it begins where the one before ends
+    return Whole(folder, {step: max(seen) - min(seen) for step, seen in times.items()})
 
 
 def torture(
@@ -148,12 +149,15 @@ def _kill(
     step, after = "", 0.0
     while process.poll() is None:
         for event in _events(folder)[known:]:
-            if event.get("finished"):
-                continue
-            if _step(event) != step:
-                step, began = _step(event), time.monotonic()
-                after = share * whole.durations.get(step, 1.0)
             known += 1
+            now = _step(event)
+            if event.get("finished"):
+                if now != STEPS[-2]:
+                    continue
+                now = STEPS[-1]  # which says only that it has ended
+            if now != step:
+                step, began = now, time.monotonic()
+                after = share * whole.durations.get(step, 1.0)
         # The step that is wanted, or, if it has passed, one after it.
         reached = step and STEPS.index(step) >= STEPS.index(wanted)
         if reached and began is not None and time.monotonic() - began >= after:
