@@ -45,7 +45,7 @@ class Watcher:
         self._events = events
         self._console = console
         self._tasks: dict[str, _Task] = {}
-        self._offset = 0
+        self._offset = events.stat().st_size if events.is_file() else 0  # of an earlier attempt
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._printed: dict[str, float] = {}
@@ -91,6 +91,11 @@ class Watcher:
     def _apply(self, event: dict[str, Any]) -> None:
         now = float(event["time"])
         task = self._tasks.get(event["task"])
+        if event.get("kept"):
+            task = _Task(event["task"], "kept", 1, 1, "", now, now, now, finished=True)
+            self._tasks.setdefault(task.name, task)
+            self._print(f"  {task.name}: kept from an earlier attempt", task, True)
+            return
         if event.get("finished"):
             if task is not None:
                 task.finished, task.last = True, now
@@ -126,7 +131,7 @@ class Watcher:
         lines: list[RenderableType] = []
         for task in self._tasks.values():
             if task.finished:
-                took = _duration(task.last - task.began)
+                took = "kept" if task.phase == "kept" else _duration(task.last - task.began)
                 lines.append(Text.assemble(("✓ ", "green"), task.name, (f"  {took}", "dim")))
                 continue
             bar = Progress(

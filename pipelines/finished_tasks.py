@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backburn.components.shared.errors import BackburnError
+from backburn.components.shared.progress import Progress
 from backburn.components.shared.provenance import code_digest
 from backburn.components.shared.sealing import open_sealed
 from backburn.components.shared.storage import (
@@ -43,6 +44,7 @@ class FinishedTasks:
         task = _Task(command)
         record = self._record(task)
         if record is not None and self._valid(record, self._deleted()):
+            Progress(task.step).kept()
             return True
         for path in task.outputs.values():
             shutil.rmtree(path, ignore_errors=True)

@@ -53,6 +53,12 @@ class Progress:
         self._write({"time": time.time(), "task": self._task, "finished": True, "note": note})
         print(f"[{self._task}] done{': ' + note if note else ''}", flush=True)
 
+    def kept(self) -> None:
+        """Report that an earlier attempt has done the task."""
+        event = {"time": time.time(), "task": self._task, "finished": True, "kept": True}
+        self._write(event)
+        print(f"[{self._task}] kept from an earlier attempt", flush=True)
+
     def _write(self, event: dict[str, Any]) -> None:
         if self._file is None:
             return

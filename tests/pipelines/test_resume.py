@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from backburn.components.shared import sealing
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError
+from backburn.components.shared.progress import EVENTS_VARIABLE, Progress
+from backburn.pipelines.console import Watcher
 from backburn.pipelines.finished_tasks import FinishedTasks
 from backburn.pipelines.runner import (
     RunFolder,
@@ -21,6 +24,7 @@ from backburn.pipelines.runner import (
     unfinished_run,
 )
 from backburn.pipelines.task_locks import command_lock, wait_for_tasks
+from rich.console import Console
 
 
 class Pipeline:
@@ -178,3 +182,19 @@ def test_a_resumed_run_waits_for_what_the_killed_one_left(tmp_path: Path) -> Non
     wait_for_tasks(tmp_path / "lock")
     assert time.monotonic() - start > 0.5
     assert task.wait(timeout=10) == 0
+
+
+def test_a_resumed_run_shows_what_it_does_and_what_it_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = tmp_path / "events.jsonl"
+    monkeypatch.setenv(EVENTS_VARIABLE, str(events))
+    Progress("baseline").update("explanatory refusals", 3, 8)
+    shown = StringIO()
+    with Watcher(events, Console(file=shown)):
+        Progress("data_prep").kept()
+        Progress("baseline").update("explanatory refusals", 4, 8)
+    assert shown.getvalue().splitlines() == [
+        "  data_prep: kept from an earlier attempt",
+        "  baseline: explanatory refusals 4/8",
+    ]
