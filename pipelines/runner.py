@@ -125,6 +125,7 @@ def unfinished_run(root: Path) -> tuple[RunFolder, RunConfig]:
     if not (root / _CONFIG).is_file():
         raise InputError(f"{root}: no {_CONFIG}: not the folder of a run. Give runs/<run id>")
     if folder.summary.is_file():
+        _forget(folder)  # it may have been killed before it did so itself
         raise InputError(f"{root}: this run has ended; its result is in {folder.summary.name}")
     if not folder.pipeline.is_file() and not folder.interrupted.is_file():
         raise InputError(
@@ -213,10 +214,14 @@ def _same_artifact_paths() -> Iterator[None]:
 def _ended(folder: RunFolder, seconds: float) -> Summary:
     """Copy the results, then forget what only an interrupted run needs."""
     summary = collect(folder, seconds)
+    _forget(folder)
+    return summary
+
+
+def _forget(folder: RunFolder) -> None:
     for path in (folder.checkpoints, folder.finished):
         shutil.rmtree(path, ignore_errors=True)
     _key_file(folder).unlink(missing_ok=True)
-    return summary
 
 
 def collect(folder: RunFolder, seconds: float) -> Summary:

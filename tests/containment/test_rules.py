@@ -40,7 +40,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for the step, whose model counts as loaded when it is asked for."""
     monkeypatch.setenv("BACKBURN_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
 
-    def load(*_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         raise LoadedError
 
     monkeypatch.setattr(step, "load_artifact", load)

@@ -152,8 +152,10 @@ def test_only_a_run_that_has_no_result_goes_on(tmp_path: Path, smoke: RunConfig)
     mark_interrupted(folder)
     assert unfinished_run(folder.root) == (RunFolder(folder.root.resolve()), smoke)
     folder.summary.write_text("{}")
+    folder.checkpoints.mkdir()  # killed after its end, before it was forgotten
     with pytest.raises(InputError, match="this run has ended"):
         unfinished_run(folder.root)
+    assert not folder.checkpoints.exists()
 
 
 def test_one_command_at_a_time_works_on_a_run(tmp_path: Path) -> None:
