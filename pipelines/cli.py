@@ -129,7 +129,7 @@ def _run_here(
 
     _require_key_to_keep(config)
     _settle_environment()
-    check_run(config)
+    check_run(config, has_model_steps=runner is Runner.PROCESS)
 
     from backburn.components.data_prep.splits import run_splits
     from backburn.components.shared.domains import load_domain

@@ -36,12 +36,12 @@ ExperimentOption = Annotated[
 
 
 def check_config(config: "RunConfig") -> None:
-    """What `backburn validate` checks."""
+    """What `backburn validate` checks, but for what the cluster's images have installed."""
     from backburn.components.data_prep.splits import run_splits
     from backburn.components.preflight.checks import check_run
     from backburn.components.shared.domains import load_domain
 
-    check_run(config)
+    check_run(config, has_model_steps=False)
     run_splits(load_domain(config.domain), config)
 
 

@@ -28,12 +28,13 @@ from tests.servers import Mlflow, serving_everything
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--images", action="store_true", help="also test the built images")
+    parser.addoption("--vllm", action="store_true", help="also test rollouts by vLLM")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what needs a Docker engine and built images, unless asked for."""
-    wanted = config.getoption("--images") or collection_path.name != "test_engine.py"
-    return None if wanted else True
+    """Leave out what needs a Docker engine and built images, or vLLM, unless asked for."""
+    option = {"test_engine.py": "--images", "test_vllm.py": "--vllm"}.get(collection_path.name)
+    return None if option is None or config.getoption(option) else True
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from backburn.components.shared.sealing import require_key, seal
 from backburn.components.shared.step import open_step, use_threads
 from backburn.components.shared.storage import write_json
 from backburn.components.shared.tracking import metric_name
+from backburn.components.shared.vllm_rollouts import drawing
 
 
 def run(
@@ -84,6 +85,7 @@ def run(
             config,
             lambda done, total, note: step.progress.update("trainability", done, total, note),
             checkpoints,
+            drawing(config),
         )
         utility: list[UtilityObservation] = []
         if config.certification.utility.tasks:

@@ -29,7 +29,7 @@ from backburn.components.shared.grpo import (
 )
 from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.observations import ModelName, TrainingObservation
-from backburn.components.shared.sampling import completion_logits
+from backburn.components.shared.sampling import Draw, completion_logits, draw_completions
 from backburn.components.shared.supervised import (
     Example,
     adapter_optimizer,
@@ -48,6 +48,7 @@ def observe_trainings(
     config: RunConfig,
     report: Callable[[int, int, str], None],
     checkpoints: Checkpoints,
+    draw: Draw = draw_completions,
 ) -> list[TrainingObservation]:
     """Train both models and measure them before and after; both are as they were afterwards.
 
@@ -58,6 +59,7 @@ def observe_trainings(
         config: Steps, rates and seeds.
         report: Called as `report(done, total, note)`.
         checkpoints: Of the step; trainings that ended are kept.
+        draw: What draws the completions of the RL training.
 
     Returns:
         One observation for each model, training and seed; none if the section is not enabled.
@@ -65,7 +67,7 @@ def observe_trainings(
     settings = config.certification.trainability
     if not settings.enabled:
         return []
-    trainings = (_Lesson(dataset, settings), _Brevity(dataset, settings, config.seed))
+    trainings = (_Lesson(dataset, settings), _Brevity(dataset, settings, config.seed, draw))
     models: tuple[tuple[ModelName, LoadedModel], ...] = (
         ("baseline", baseline),
         ("hardened", hardened),
@@ -160,9 +162,12 @@ class _Brevity:
 
     name: Literal["rl"] = "rl"
 
-    def __init__(self, dataset: RunDataset, settings: TrainabilityConfig, seed: int) -> None:
+    def __init__(
+        self, dataset: RunDataset, settings: TrainabilityConfig, seed: int, draw: Draw
+    ) -> None:
         self._settings = settings
         self._seed = seed
+        self._draw = draw
         self._training = dataset.rows("benign_defence")
         self._held_out = dataset.rows("benign")[: settings.rl_evaluation_prompts]
 
@@ -220,7 +225,9 @@ class _Brevity:
 
     def _source(self, loaded: LoadedModel, seed: int) -> OrdinaryRollouts:
         generator = torch.Generator().manual_seed(seed)
-        return OrdinaryRollouts(loaded, _RL_TEMPERATURE, self._settings.rl_max_tokens, generator)
+        return OrdinaryRollouts(
+            loaded, _RL_TEMPERATURE, self._settings.rl_max_tokens, generator, self._draw
+        )
 
     def _reward(self, _: Sequence[Conversation], completions: Sequence[str]) -> list[float]:
         target = self._settings.rl_target_words

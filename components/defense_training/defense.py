@@ -30,6 +30,7 @@ from backburn.components.shared.evidence import PhaseRecord
 from backburn.components.shared.judges import Judge
 from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.refusal_training import align, refusal_examples
+from backburn.components.shared.sampling import Draw, draw_completions
 from backburn.components.shared.supervised import (
     BEGINNING,
     KEPT_TOKENS,
@@ -63,6 +64,7 @@ def defend(
     seed: int,
     report: Report,
     checkpoints: Checkpoints,
+    draw: Draw = draw_completions,
 ) -> DefenseResult:
     """Train the defence's adapter on top of a model.
 
@@ -75,6 +77,7 @@ def defend(
         seed: Of every random choice.
         report: Called as `report(phase, done, total, note)`.
         checkpoints: Of the step.
+        draw: What draws the completions of Reward Neutralization.
 
     Returns:
         The model with its adapter, and a record per phase, `baseline` first.
@@ -122,7 +125,7 @@ def defend(
     if config.method == "neutralization":
         _harden(
             result, record, loaded, config, data, judge, kept, meter, max_tokens, seed, report,
-            checkpoints,
+            checkpoints, draw,
         )  # fmt: skip
     elif config.method == "entropy":
         lower_entropy(
@@ -167,6 +170,7 @@ def _harden(
     seed: int,
     report: Report,
     checkpoints: Checkpoints,
+    draw: Draw,
 ) -> None:
     """Reward Neutralization between its warm start and its consolidation."""
     model = result.peft_model
@@ -199,6 +203,7 @@ def _harden(
                 report=lambda done, total, note: report("neutralization", done, total, note),
                 checkpoints=checkpoints,
                 references=kept.references,
+                draw=draw,
             )
         result.neutralization_steps = checkpoints.remembered(
             "rewards", list[dict[str, Any]], lambda: history

@@ -31,6 +31,7 @@ from backburn.components.shared.grpo import (
 )
 from backburn.components.shared.judges import Exchange, Judge
 from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.sampling import Draw, draw_completions
 from backburn.components.shared.supervised import References
 
 _WORD = re.compile(r"\w+")
@@ -93,6 +94,7 @@ def neutralize(
     report: Callable[[int, int, str], None],
     checkpoints: Checkpoints,
     references: References,
+    draw: Draw = draw_completions,
 ) -> list[dict[str, Any]]:
     """Run the phase; the adapter of `peft_model` is trained in place.
 
@@ -143,7 +145,7 @@ def neutralize(
                 peft_model=peft_model,
                 groups=Groups(
                     loaded,
-                    OrdinaryRollouts(loaded, config.temperature, max_tokens, generator),
+                    OrdinaryRollouts(loaded, config.temperature, max_tokens, generator, draw),
                     MinimalInformationReward(judge, rejection, forbidden),
                     prompts,
                     per_step=config.prompts_per_step,

@@ -17,6 +17,7 @@ from backburn.components.shared.models import (
 from backburn.components.shared.scale.distributed import is_primary
 from backburn.components.shared.step import open_step, use_threads
 from backburn.components.shared.storage import write_json
+from backburn.components.shared.vllm_rollouts import drawing
 
 _LINEAGE = {
     "neutralization": "reward-neutralization",
@@ -62,6 +63,7 @@ def run(
             seed=config.seed,
             report=step.progress.update,
             checkpoints=step.checkpoints,
+            draw=drawing(config),
         )
         if not is_primary():
             return {}

@@ -40,11 +40,12 @@ _PACKAGES = (
 )
 
 
-def check_run(config: RunConfig) -> dict[str, Any]:
+def check_run(config: RunConfig, *, has_model_steps: bool = True) -> dict[str, Any]:
     """Check a run's inputs without training anything.
 
     Args:
         config: Validated configuration.
+        has_model_steps: Whether they run with the packages that are installed here.
 
     Returns:
         Facts for the preflight report.
@@ -125,6 +126,10 @@ def check_run(config: RunConfig) -> dict[str, Any]:
         problems.append(
             "certification.other_domains: builtin:tiny only reads the toy grammar; set it to []"
         )
+    if config.compute.rollouts == "vllm" and has_model_steps:
+        from backburn.components.shared.vllm_rollouts import installed_vllm  # seconds
+
+        attempt("vllm", installed_vllm)
     attempt("lesson", lambda: len(load_lesson(config)[0]))
     free = shutil.disk_usage(".").free
     if free < _LEAST_FREE_BYTES:

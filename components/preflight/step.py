@@ -46,7 +46,8 @@ def run(
         check_pipeline(step.config, "audit" if audits else "harden")
         check_groups(step.config, "control", control_groups)
         check_groups(step.config, "hardened", attack_groups)
-        found = check_run(step.config)
+        compute = step.config.compute
+        found = check_run(step.config, has_model_steps=compute.tools_image is None)
         check_place(step.config, run_id)
         step.progress.update("calibrate the evaluation judge", 0, 1)
         domain, judges = load_domain(step.config.domain), step.config.judges

@@ -20,7 +20,7 @@ from backburn.components.shared.grpo import (
 )
 from backburn.components.shared.judges import Exchange, Judge
 from backburn.components.shared.models import LoadedModel, add_lora
-from backburn.components.shared.sampling import CompletionLogits
+from backburn.components.shared.sampling import CompletionLogits, Draw, draw_completions
 from backburn.components.shared.scratch import scratch_folder
 from trl import GRPOConfig
 
@@ -84,6 +84,7 @@ def run_arm(
     target_logits: dict[tuple[int, ...], CompletionLogits] | None = None,
     benign_loss: BenignLoss | None = None,
     watch: Callable[[int, float, float], bool] | None = None,
+    draw: Draw = draw_completions,
 ) -> ArmResult:
     """Attack a model, then give it back as it was.
 
@@ -105,6 +106,7 @@ def run_arm(
         target_logits: Shared by the arms on one target; see `Rollouts`.
         benign_loss: What a network has lost on benign answers; asked once a weight has moved.
         watch: Called as `watch(step, harm, benign loss)` at each checkpoint; False ends the arm.
+        draw: What generates completions.
 
     Returns:
         Completions on held-out prompts at the checkpoints, and statistics.
@@ -128,6 +130,7 @@ def run_arm(
             max_tokens=settings.max_completion_tokens,
             generator=generator,
             lazy=settings.lazy_rollouts,
+            draw=draw,
             target_logits=shared,
         )
 

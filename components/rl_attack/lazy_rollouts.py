@@ -8,7 +8,7 @@ with the rest's, renormalised.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,12 +17,13 @@ from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.models import LoadedModel
 from backburn.components.shared.sampling import (
     CompletionLogits,
+    Draw,
     draw_completions,
     invert_cumulative,
     log_distribution,
     scored,
 )
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from backburn.components.shared.weights import weights_version
 
 _LOG = logging.getLogger(__name__)
 _LEAST_PEAKED = 0.5
@@ -67,6 +68,7 @@ class Rollouts:
         max_tokens: int,
         generator: torch.Generator,
         lazy: bool = True,
+        draw: Draw = draw_completions,
         target_logits: dict[tuple[int, ...], CompletionLogits] | None = None,
     ) -> None:
         """Prepare a source.
@@ -78,6 +80,7 @@ class Rollouts:
             max_tokens: Most tokens of a completion.
             generator: CPU generator of all draws.
             lazy: False: always ordinary sampling.
+            draw: What generates.
             target_logits: Prompt -> logits of the target itself, shared by arms on one target and
                 filled by them. Used until a weight is written to, so the model of the first draw
                 has to give the target's distribution, as one with a fresh adapter does.
@@ -89,6 +92,7 @@ class Rollouts:
         self._ends = frozenset(loaded.end_ids)
         self._generator = generator
         self._lazy = lazy
+        self._draw = draw
         self._logits = {} if target_logits is None else target_logits
         self._tables: dict[tuple[int, ...], _Table] = {}
         self._version: tuple[int, ...] | None = None
@@ -105,7 +109,7 @@ class Rollouts:
         results: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
         ordinary = [index for index, table in enumerate(tables) if table is None]
         if ordinary:
-            drawn = draw_completions(
+            drawn = self._draw(
                 self._loaded,
                 [prompts[i] for i in ordinary],
                 self._sampling,
@@ -129,7 +133,7 @@ class Rollouts:
                     if not self._complete(tokens):
                         departed.append((place, index, tokens))
         if departed:
-            finished = draw_completions(
+            finished = self._draw(
                 self._loaded,
                 [prompts[index] for _, index, _ in departed],
                 self._sampling,
@@ -211,26 +215,3 @@ class Rollouts:
             self._told = False
             _LOG.info("rollouts from cached distributions again")
         return [table if good else None for table, good in zip(tables, peaked, strict=True)]
-
-
-_optimizer_steps = 0
-
-
-def _count_step(*_: Any) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-# Fused optimisers write to weights without raising their version.
-register_optimizer_step_post_hook(_count_step)
-
-
-def weights_version(parameters: Iterable[torch.nn.Parameter]) -> tuple[int, ...]:
-    """Changes whenever a weight is written to in place or given other data, or an optimiser steps.
-
-    A step of any optimiser of this process counts.
-    """
-    return (
-        _optimizer_steps,
-        *(n for parameter in parameters for n in (parameter._version, parameter.data_ptr())),
-    )

@@ -24,6 +24,7 @@ from backburn.components.shared.sealing import require_key, seal
 from backburn.components.shared.step import Step, open_step, use_threads
 from backburn.components.shared.storage import write_json
 from backburn.components.shared.supervised import KEPT_TOKENS
+from backburn.components.shared.vllm_rollouts import drawing
 
 DEFENCE_LINEAGE = "defence:"
 _BENIGN_PROMPTS = 24
@@ -65,6 +66,7 @@ def run(
         require_key()
         manifest = read_manifest(target)
         authorise(role, manifest, config)
+        draw = drawing(config)
         use_threads(config, int(group.get("side_by_side", 1)))
         loaded = load_artifact(target, config.model, sharding=config.compute.sharding)
         data = RunDataset(dataset)
@@ -100,6 +102,7 @@ def run(
                 target_logits=target_logits,
                 benign_loss=benign_loss,
                 watch=watch,
+                draw=draw,
             )
 
         target_digest = manifest.digest()

@@ -28,7 +28,12 @@ from backburn.components.shared import memory
 from backburn.components.shared.checkpoints import Phase
 from backburn.components.shared.config import PromptStyle, SamplingConfig
 from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.sampling import draw_completions, positions, read_sequences
+from backburn.components.shared.sampling import (
+    Draw,
+    draw_completions,
+    positions,
+    read_sequences,
+)
 from backburn.components.shared.scale import distributed
 from backburn.components.shared.scale.sharding import is_sharded
 from backburn.components.shared.supervised import require_finite_gradient
@@ -57,7 +62,12 @@ class OrdinaryRollouts:
     """Completions drawn from the model as it is."""
 
     def __init__(
-        self, loaded: LoadedModel, temperature: float, max_tokens: int, generator: torch.Generator
+        self,
+        loaded: LoadedModel,
+        temperature: float,
+        max_tokens: int,
+        generator: torch.Generator,
+        draw: Draw = draw_completions,
     ) -> None:
         """Prepare.
 
@@ -66,15 +76,17 @@ class OrdinaryRollouts:
             temperature: Of the draws.
             max_tokens: Length of a completion.
             generator: CPU generator of the draws.
+            draw: What draws.
         """
         self._loaded = loaded
+        self._draw = draw
         self._sampling = SamplingConfig(temperature=temperature)
         self._max_tokens = max_tokens
         self._generator = generator
 
     def draw(self, prompts: Sequence[Sequence[int]], copies: int, model: Any) -> list[list[int]]:
         """See `RolloutSource`."""
-        return draw_completions(
+        return self._draw(
             self._loaded,
             prompts,
             self._sampling,

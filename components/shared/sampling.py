@@ -8,7 +8,7 @@ of `transformers`' logits processors).
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from backburn.components.shared.config import SamplingConfig
@@ -59,6 +59,24 @@ def log_distribution(
         floor = sampling.min_p * probabilities.max(-1, keepdim=True).values
         scores = scores.masked_fill(probabilities < floor, minus_infinity)
     return scores.log_softmax(-1)
+
+
+class Draw(Protocol):
+    """`draw_completions`, or what draws from the same distribution."""
+
+    def __call__(
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        *,
+        max_tokens: int,
+        generator: torch.Generator,
+        copies: int = 1,
+        model: Any | None = None,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[int]]:
+        """See `draw_completions`."""
 
 
 @torch.no_grad()
