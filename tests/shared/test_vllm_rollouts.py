@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from backburn.components.certification.trainability import observe_trainings
+from backburn.components.data_prep.splits import write_dataset
 from backburn.components.defense_training.neutralization import neutralize
 from backburn.components.preflight.checks import check_run
 from backburn.components.rl_attack.lazy_rollouts import Rollouts
+from backburn.components.rl_attack.step import run
 from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import LoraSettings, ModelConfig, RunConfig, SamplingConfig
+from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.domains import Domain
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.judges import make_judge
@@ -19,6 +23,8 @@ from backburn.components.shared.sampling import draw_completions
 from backburn.components.shared.supervised import References
 from backburn.components.shared.vllm_rollouts import VllmDraws, drawing, named_weights
 from backburn.pipelines.recipes import load_recipe
+
+from tests.containment.attack_alone import GROUP, prepare
 
 VLLM = "compute.rollouts=vllm"
 
@@ -143,6 +149,33 @@ def test_lazy_rollouts_ask_only_for_what_they_generate(loaded: LoadedModel) -> N
     )
     source.draw([prompt], 5, loaded.model)
     assert draw.drawn == source.counts.ordinary_draws + source.counts.departures > 0
+
+
+def test_harmless_trainings_draw_with_what_they_are_given(
+    loaded: LoadedModel, toy: Domain, smoke: RunConfig, tmp_path: Path
+) -> None:
+    write_dataset(tmp_path / "dataset", toy, smoke)
+    draw = Counting()
+    dataset = RunDataset(tmp_path / "dataset")
+    nothing = Checkpoints(None, "")
+    observe_trainings(loaded, loaded, dataset, smoke, lambda *_: None, nothing, draw)
+    settings = smoke.certification.trainability
+    trained = settings.rl_steps * settings.rl_prompts_per_step * settings.rl_group_size
+    prompts = min(settings.rl_evaluation_prompts, len(dataset.rows("benign")))
+    measured = prompts * settings.rl_evaluation_completions
+    assert draw.drawn == 2 * (2 * measured + trained)
+
+
+@pytest.mark.usefixtures("_no_vllm")
+def test_an_attack_asked_to_use_vllm_wants_it(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tmp_path / "given"
+    config = prepare(given, tiny_base, "smoke", VLLM)
+    monkeypatch.setenv("BACKBURN_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    outputs = tmp_path / "sealed", tmp_path / "statistics.json"
+    with pytest.raises(InputError, match="pip install vllm"):
+        run(config.to_json(), "alone", GROUP, given / "dataset", given / "target", *outputs)
 
 
 def test_reward_neutralization_draws_with_what_it_is_given(
