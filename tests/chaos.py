@@ -145,8 +145,10 @@ def _kill(
     process: subprocess.Popen[str], folder: Path, whole: Whole, random: Random
 ) -> Kill | None:
     """Kill at a random moment of a step that is still to come; None if the run ended first."""
-    known = len(_events(folder))
-    wanted, victim = random.choice(STEPS), random.choice(VICTIMS)
+    before = _events(folder)
+    known, ended = len(before), {_step(event) for event in before if event.get("finished")}
+    wanted = random.choice([step for step in STEPS if step not in ended or step in EVERY_TIME])
+    victim = random.choice(VICTIMS)
     share = random.random()
     began: float | None = None
     step, after = "", 0.0
