@@ -262,9 +262,14 @@ class Phase:
 class Folder:
     """A local folder, or one on a mounted volume, as the place of a task's checkpoints."""
 
-    def __init__(self, path: Path) -> None:
-        """Name it; it is made when there is something to write."""
-        self._path = path
+    def __init__(self, path: Path, above: int = 0) -> None:
+        """Name it; it is made when there is something to write.
+
+        Args:
+            path: The folder.
+            above: Folders above it that go with it if they are empty then.
+        """
+        self._path, self._above = path, above
 
     @contextmanager
     def writing(self, slot: str) -> Iterator[Path]:
@@ -304,6 +309,9 @@ class Folder:
     def remove(self) -> None:
         """Delete all of it."""
         shutil.rmtree(self._path, ignore_errors=True)
+        with suppress(OSError):
+            for folder in list(self._path.parents)[: self._above]:
+                folder.rmdir()
 
     def _data(self, slot: str) -> Path:
         return self._path / f"{slot}.safetensors"
@@ -380,8 +388,9 @@ def open_checkpoints(
         return Checkpoints(None, "")
     identity = [step, config.digest(), code_digest(), *map(digests, inputs)]
     name = f"{_NO_NAME.sub('-', step)[:60].strip('-')}-{sha256_text(step)[:10]}"
+    ours = config.compute.checkpoints is None  # and not a folder that somebody made for this
     return Checkpoints(
-        place_below(where, run_id, name),
+        place_below(where, run_id, name, above=1 + ours),
         sha256_text(canonical_json(identity)),
         minutes=config.compute.checkpoint_minutes,
         contained=contained,
@@ -402,11 +411,11 @@ def check_place(config: RunConfig, run_id: str) -> None:
         place.remove()
 
 
-def place_below(where: str, *names: str) -> Folder | Bucket:
-    """A folder, or a prefix in an object store, below a configured one."""
+def place_below(where: str, *names: str, above: int = 0) -> Folder | Bucket:
+    """A folder, or a prefix in an object store, below a configured one; see `Folder`."""
     if object_store.is_remote(where):
         return Bucket("/".join([where.rstrip("/"), *names]))
-    return Folder(Path(where).joinpath(*names))
+    return Folder(Path(where).joinpath(*names), above)
 
 
 def _manifest(content: bytes) -> dict[str, Any] | None:

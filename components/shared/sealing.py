@@ -38,7 +38,7 @@ def open_sealed(path: Path) -> list[dict[str, Any]]:
         ContainmentError: if the key is missing or wrong, or the file was changed.
         InputError: if there is no such file, or it holds something else.
     """
-    records = parse_json(open_text(read_bytes(str(path)), path.name), path.name)
+    records = parse_json(_opened(read_bytes(str(path)), path.name), path.name)
     if not isinstance(records, list) or not all(isinstance(item, dict) for item in records):
         raise InputError(f"{path.name}: sealed, but no list of records; was it made by Backburn?")
     return records
@@ -63,8 +63,12 @@ def open_text(sealed: str | bytes, name: str) -> str:
     Raises:
         ContainmentError: if the key is missing or wrong, or the text was changed.
     """
+    return _opened(sealed, name).decode()
+
+
+def _opened(sealed: str | bytes, name: str) -> bytes:
     try:
-        return _cipher().decrypt(sealed).decode()
+        return _cipher().decrypt(sealed)
     except InvalidToken as error:
         raise ContainmentError(
             f"{name}: the seal does not open: {KEY_VARIABLE} is not the key it was sealed with, or "

@@ -75,7 +75,7 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A real server; gives a client that is not ours."""
     with serving_objects(tmp_path / "objects") as store:
         use(store, store.url, monkeypatch)
-        yield boto3.client("s3")
+        yield boto3.session.Session().client("s3")  # the default one remembers other keys
 
 
 def use(store: ObjectStore, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,8 @@ OTHERWISE = {"cache_size"}
 """Instead of cache_claim."""
 NOT_OF_A_NODE = {
     "tools_image", "retries", "launcher_cpu", "launcher_memory", "threads", "hang_minutes",
-    "checkpoints", "checkpoint_minutes", "sharding", "image_pull_policy",
+    "checkpoints", "checkpoint_minutes", "sharding", "rollouts", "vllm_memory_share",
+    "image_pull_policy",
 }  # fmt: skip
 """Of the launcher's task, read by the step itself, or beyond what a TrainJob can say (the last)."""
 
