@@ -832,10 +832,9 @@ def _end_on_interrupt(
         stop_tasks()
         watcher.__exit__(None, None, None)  # gives the terminal its cursor back
         mark_interrupted(folder)
-        console.print(
-            f"\nInterrupted; no result was written. Log: {folder.log}\n"
-            f"Go on with: backburn resume {folder.root}"
-        )
+        console.print(f"\nInterrupted; no result was written. Log: {folder.log}")
+        if folder.pipeline.is_file():  # a rejudged run has none, and is started anew
+            console.print(f"Go on with: backburn resume {folder.root}")
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)
 

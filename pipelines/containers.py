@@ -18,7 +18,7 @@ from backburn.components.shared.errors import InputError
 from backburn.components.shared.progress import EVENTS_VARIABLE
 from backburn.components.shared.storage import cache_folder
 from backburn.components.shared.tracking import URI_VARIABLE
-from backburn.pipelines.finished_tasks import FinishedTasks
+from backburn.pipelines.finished_tasks import FinishedTasks, step_of
 from backburn.pipelines.local_options import NO_NETWORK
 from kubernetes.utils import parse_quantity
 
@@ -92,7 +92,7 @@ def container_tasks(
         def run(self) -> Status:
             if finished.holds(self.full_command):
                 return Status.SUCCESS
-            step = _step(self.full_command)
+            step = step_of(self.full_command)
             attack = step == _ATTACK
             names = [*_VARIABLES, *((signing.KEY_VARIABLE,) if step in _SIGNING_STEPS else ())]
             given = {name: os.environ[name] for name in names if name in os.environ}
@@ -190,10 +190,6 @@ def _require(engine: "DockerClient", image: str) -> None:
             f"compute.image: {image} is not on this machine and cannot be pulled ({error}). Build "
             "it with `make images`, or set compute.image to one that is there"
         ) from error
-
-
-def _step(command: list[str]) -> str:
-    return command[command.index("--function_to_execute") + 1]
 
 
 def _files(config: RunConfig) -> list[Path]:

@@ -57,7 +57,6 @@ class FinishedTasks:
         if task.step in _EVERY_TIME:
             return
         record = {
-            "key": task.key,
             "outputs": {name: [str(p), digests(p)] for name, p in task.outputs.items()},
             "deleted": [str(path) for path in task.inputs if not path.exists()],
         }
@@ -95,11 +94,16 @@ class FinishedTasks:
         return True
 
 
+def step_of(command: Sequence[str]) -> str:
+    """The step that a command of kfp's executor runs, such as rl_attack."""
+    return command[command.index("--function_to_execute") + 1]
+
+
 class _Task:
     """What a command of kfp's executor says of its task."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self.step = command[command.index("--function_to_execute") + 1]
+        self.step = step_of(command)
         place = command.index("--executor_input") + 1
         given = json.loads(command[place])
         self.inputs = _paths(given.get("inputs", {}))

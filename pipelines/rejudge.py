@@ -22,10 +22,10 @@ from backburn.components.shared.judges.calibration import require_evaluation_jud
 from backburn.components.shared.parsing import first_problem
 from backburn.components.shared.sealing import KEY_VARIABLE, open_sealed
 from backburn.components.shared.step import use_threads
-from backburn.components.shared.storage import read_bytes, read_json, sha256_file
+from backburn.components.shared.storage import read_json, sha256_file
 from backburn.components.shared.tracking import open_parent
 from backburn.pipelines.recipes import read_recipe
-from backburn.pipelines.runner import RunFolder, collect, quiet, task_environment
+from backburn.pipelines.runner import RunFolder, collect, quiet, read_config, task_environment
 from kfp import dsl
 from pydantic import ValidationError
 
@@ -78,7 +78,7 @@ def read_run(root: Path) -> FinishedRun:
             f"{root}: it audited a registered model; give a run that hardened one, or audit again "
             "with other `judges`"
         )
-    config = RunConfig.from_json(read_bytes(str(root / "config.json")))
+    config = read_config(root)
     if not config.judges.retain_sealed:
         raise InputError(
             f"{root}: its completions were deleted after judging, as they are by default. Only a "

@@ -115,6 +115,20 @@ def make_run_folder(runs: Path, run_id: str, config: RunConfig) -> RunFolder:
     return folder
 
 
+def read_config(root: Path) -> RunConfig:
+    """The configuration of a run's folder.
+
+    Raises:
+        InputError: if it is missing or damaged, naming the file.
+    """
+    path = root / _CONFIG
+    content = read_bytes(str(path))
+    try:
+        return RunConfig.from_json(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
 def unfinished_run(root: Path) -> tuple[RunFolder, RunConfig]:
     """The folder of a run that was interrupted or has failed, and its configuration.
 
@@ -127,12 +141,12 @@ def unfinished_run(root: Path) -> tuple[RunFolder, RunConfig]:
     if folder.summary.is_file():
         _forget(folder)  # it may have been killed before it did so itself
         raise InputError(f"{root}: this run has ended; its result is in {folder.summary.name}")
-    if not folder.pipeline.is_file() and not folder.interrupted.is_file():
+    if not folder.pipeline.is_file():
         raise InputError(
             f"{root}: no {folder.pipeline.name}: its pipeline never ran here. A rejudged run, or "
             "one that ended at once, is started anew instead"
         )
-    return folder, RunConfig.from_json(read_bytes(str(root / _CONFIG)))
+    return folder, read_config(root)
 
 
 def run_local(
@@ -345,7 +359,7 @@ def mark_interrupted(folder: RunFolder) -> None:
     """Remove what would read as a result after an interrupted run; what it has done stays."""
     for name in (*_RESULTS, folder.summary.name):
         (folder.root / name).unlink(missing_ok=True)
+    again = f" Go on with: backburn resume {folder.root}" if folder.pipeline.is_file() else ""
     folder.interrupted.write_text(
-        f"This run was interrupted; it has no result. Go on with: backburn resume {folder.root}\n",
-        encoding="utf-8",
+        f"This run was interrupted; it has no result.{again}\n", encoding="utf-8"
     )

@@ -48,7 +48,8 @@ def wait_for_tasks(path: Path) -> None:
             if time.monotonic() > until:
                 raise InputError(
                     f"{path.parent}: a task of the interrupted command is still running after "
-                    f"{_PATIENCE_SECONDS} s; end it (its command line ends in multiprocessing.fork)"
+                    f"{_PATIENCE_SECONDS} s; end it (its command line has "
+                    "`multiprocessing.forkserver`)"
                 )
             time.sleep(_PAUSE_SECONDS)
 

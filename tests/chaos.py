@@ -108,7 +108,7 @@ def torture(
     random, result = Random(seed), Tortured(seed)
     folder = sandbox.watched / "runs/tortured"
     while True:
-        again = (folder / "pipeline.yaml").is_file() or (folder / "INTERRUPTED").is_file()
+        again = (folder / "pipeline.yaml").is_file()
         command = _resume(folder) if again else _command(settings, "tortured")
         if not again and folder.exists():  # killed before there was anything to go on with
             _remove(folder)

@@ -149,8 +149,18 @@ def test_only_a_run_that_has_no_result_goes_on(tmp_path: Path, smoke: RunConfig)
     folder = make_run_folder(tmp_path, "one", smoke)
     with pytest.raises(InputError, match="its pipeline never ran here"):
         unfinished_run(folder.root)
+    mark_interrupted(folder)  # as a rejudged run, which has no pipeline
+    assert "resume" not in folder.interrupted.read_text()
+    with pytest.raises(InputError, match="its pipeline never ran here"):
+        unfinished_run(folder.root)
+    folder.pipeline.write_text("")
     mark_interrupted(folder)
+    assert f"backburn resume {folder.root}" in folder.interrupted.read_text()
     assert unfinished_run(folder.root) == (RunFolder(folder.root.resolve()), smoke)
+    config = (folder.root / "config.json").read_text()
+    (folder.root / "config.json").write_text(config[:20])
+    with pytest.raises(InputError, match=r"one/config\.json: .*not JSON"):
+        unfinished_run(folder.root)
     folder.summary.write_text("{}")
     folder.checkpoints.mkdir()  # killed after its end, before it was forgotten
     with pytest.raises(InputError, match="this run has ended"):
