@@ -215,7 +215,7 @@ def measure(name: str, prompt: int, completion: int) -> list[Ratio]:
     tokens, kept = rows * (prompt + completion - 1), rows * completion
     compare(
         "operations, scoring",
-        sizing.read(model, tokens, kept, _WIDTH).flops,
+        sizing.read(model, tokens, kept, _WIDTH, rows=rows).flops,
         operations(lambda: completion_logits(loaded, prompts, completions)),
     )
     copies = 4
@@ -250,7 +250,7 @@ def measure(name: str, prompt: int, completion: int) -> list[Ratio]:
     supervised()  # makes the optimiser's state
     compare(
         "operations, supervised step",
-        sizing.train(model, tokens, kept, _WIDTH, _ADAPTER).flops,
+        sizing.train(model, tokens, kept, _WIDTH, _ADAPTER, rows=rows).flops,
         operations(supervised),
     )
     compare(
@@ -373,8 +373,8 @@ def measure_shapes(title: str, model: Architecture, prompt: int, completion: int
         read_packed(trained, loaded, sequences, kept=[completion] * rows).sum().backward()
 
     done = operations(run)
-    attention = 4.0 * model.query * tokens * tokens
-    wanted = sizing.train(model, tokens, kept, _WIDTH, _ADAPTER).flops
+    attention = 4.0 * model.query * tokens * tokens / rows
+    wanted = sizing.train(model, tokens, kept, _WIDTH, _ADAPTER, rows=rows).flops
     return [
         Ratio(title, "parameters", model.parameters, parameters),
         Ratio(title, "operations but attention, supervised step",

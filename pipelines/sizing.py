@@ -439,7 +439,7 @@ class _Sizer:
             return
         passes, tokens = _packed(rows * (self.prompts.mean + completion))
         kept, again = rows * completion / passes, self.sharing > 1
-        work = train(self.model, tokens, kept, self.width, adapter, again=again)
+        work = train(self.model, tokens, kept, self.width, adapter, rows=rows / passes, again=again)
         step.work.append((steps * passes, work))
         part = min(1.0, max(1 / self.sharing, passes / rows))  # of a pass, at least one example
         held = activation_bytes(self.model, part * tokens, self.width, adapter, again)
@@ -530,7 +530,7 @@ class _Sizer:
             return
         passes, tokens = _packed(prompts * (self.prompts.mean + completion))
         kept = prompts * completion / passes
-        item = read(self.model, tokens, kept, self.width, rank)
+        item = read(self.model, tokens, kept, self.width, rank, rows=prompts / passes)
         (step.work if work is None else work).append((times * passes, item))
         logits = kept * self.model.vocabulary * (self.width + FLOAT32)
         self._hold(step, "reading of given completions", logits)

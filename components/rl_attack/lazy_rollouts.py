@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.packed_linear import full_precision
 from backburn.components.shared.sampling import (
     CompletionLogits,
     Draw,
@@ -133,15 +134,16 @@ class Rollouts:
                     if not self._complete(tokens):
                         departed.append((place, index, tokens))
         if departed:
-            finished = self._draw(
-                self._loaded,
-                [prompts[index] for _, index, _ in departed],
-                self._sampling,
-                max_tokens=self._max_tokens,
-                generator=self._generator,
-                model=model,
-                prefixes=[tokens for _, _, tokens in departed],
-            )
+            with full_precision():  # as the distributions it departed from
+                finished = self._draw(
+                    self._loaded,
+                    [prompts[index] for _, index, _ in departed],
+                    self._sampling,
+                    max_tokens=self._max_tokens,
+                    generator=self._generator,
+                    model=model,
+                    prefixes=[tokens for _, _, tokens in departed],
+                )
             for (place, _, tokens), completion in zip(departed, finished, strict=True):
                 self.counts.generated_tokens += len(completion) - len(tokens)
                 results[place] = completion

@@ -85,7 +85,9 @@ class ModelConfig(Section):
         None, description="Commit of a hub model; recorded in the evidence."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, float32 on a CPU."
+        "auto",
+        description="auto: bfloat16 on a GPU; float32 on a CPU, but for products with frozen "
+        "weights in training and drawing, which are bfloat16 on a CPU that multiplies it natively.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
     max_prompt_tokens: PositiveInt = Field(

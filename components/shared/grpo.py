@@ -28,6 +28,7 @@ from backburn.components.shared import memory
 from backburn.components.shared.checkpoints import Phase
 from backburn.components.shared.config import PromptStyle, SamplingConfig
 from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.packed_linear import mixed_precision
 from backburn.components.shared.sampling import (
     Draw,
     draw_completions,
@@ -427,15 +428,16 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             entropies = distributed.joined_rows(torch.cat([part[1] for part in parts]), count)
             self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
             return logps, entropies, None
-        logps, entropies = shared_prefix_log_probabilities(
-            model,
-            self._loaded,
-            input_ids,
-            attention_mask,
-            logits_to_keep,
-            self.temperature,
-            entropy_gradient=bool(getattr(self.args, "entropy_coef", 0.0)),
-        )
+        with mixed_precision():
+            logps, entropies = shared_prefix_log_probabilities(
+                model,
+                self._loaded,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                self.temperature,
+                entropy_gradient=bool(getattr(self.args, "entropy_coef", 0.0)),
+            )
         logps = distributed.joined_rows(logps, count)
         entropies = distributed.joined_rows(entropies, count)
         self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
@@ -480,7 +482,7 @@ def shared_prefix_log_probabilities(
     *,
     entropy_gradient: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of completions, each distinct prompt read once.
+    """Log-probabilities of completions, each distinct prompt and completion read once.
 
     Args:
         model: A causal language model; gradients flow through the shared prompt.
@@ -494,6 +496,12 @@ def shared_prefix_log_probabilities(
     Returns:
         Log-probabilities and entropies, both of shape (rows, T).
     """
+    exchanges = list(map(tuple, input_ids.tolist()))
+    first_place = {exchange: place for place, exchange in reversed(list(enumerate(exchanges)))}
+    chosen = sorted(first_place.values())
+    place_of = {exchanges[place]: index for index, place in enumerate(chosen)}
+    asked = torch.tensor([place_of[exchange] for exchange in exchanges], device=input_ids.device)
+    input_ids, attention_mask = input_ids[chosen], attention_mask[chosen]
     prompts = input_ids[:, :-completion_tokens]
     completions = input_ids[:, -completion_tokens:]
     prompt_mask = attention_mask[:, :-completion_tokens]
@@ -529,7 +537,7 @@ def shared_prefix_log_probabilities(
     logps = logits.gather(-1, completions.unsqueeze(-1)).squeeze(-1) - normaliser
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropies = normaliser - (logits.softmax(-1) * logits).sum(-1)
-    return logps, entropies
+    return logps.index_select(0, asked), entropies.index_select(0, asked)
 
 
 def grpo_arguments(

@@ -292,7 +292,7 @@ def load_base(
     else:
         loaded.model.to(compute_device(config))
         require_finite(loaded.model.state_dict(), str(folder))
-        pack_linear_layers(loaded.model)
+        pack_linear_layers(loaded.model, mixed=config.dtype == "auto")
     return loaded
 
 
@@ -421,10 +421,10 @@ def compute_device(config: ModelConfig) -> str:
 
 
 def compute_dtype(config: ModelConfig) -> torch.dtype:
-    """As configured; auto is bfloat16 on a GPU and float32 on a CPU.
+    """Of the weights, as configured; auto is bfloat16 on a GPU and float32 on a CPU.
 
-    On a CPU bfloat16 moves a logit by up to 0.8, which shows in a slip rate, and not every CPU
-    computes in it: in float32 a run gives the same figures on every machine.
+    On a CPU bfloat16 moves a logit by up to 0.8, which shows in a slip rate. What is measured is
+    float32 there; with auto, drawing and training use `packed_linear.mixed_precision`.
     """
     if config.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]

@@ -8,12 +8,15 @@ of `transformers`' logits processors).
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 import torch
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.memory import in_parts_that_fit
 from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.packed_attention import PackedLayout, packed_attention
+from backburn.components.shared.packed_linear import mixed_precision
 from backburn.components.shared.scale import distributed
 from backburn.components.shared.scale.sharding import in_step
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
@@ -125,16 +128,17 @@ def draw_completions(
         batch = max(1, _MOST_ROWS_AT_ONCE // max(1, len(places)))
 
         def draw_some(some: Sequence[int]) -> list[list[int]]:
-            return _draw_batch(
-                network,
-                loaded,
-                [list(prompts[i]) for i in some],
-                [starts[i] for i in some],
-                sampling,
-                max_tokens,
-                uniform[list(some)][:, list(places)].view(-1, max_tokens),
-                len(places),
-            )
+            with mixed_precision():
+                return _draw_batch(
+                    network,
+                    loaded,
+                    [list(prompts[i]) for i in some],
+                    [starts[i] for i in some],
+                    sampling,
+                    max_tokens,
+                    uniform[list(some)][:, list(places)].view(-1, max_tokens),
+                    len(places),
+                )
 
         for first in range(0, len(chosen) if places else 0, batch):
             drawn += in_parts_that_fit("rollout", chosen[first : first + batch], draw_some)
@@ -444,26 +448,36 @@ def read_packed(
     columns = [column for column, owner in enumerate(owners) if owner in read]
     place_of = {column: place for place, column in enumerate(columns)}
     device = loaded.device
+    present = [owner for column in columns if (owner := owners[column])]
+    lengths = [len(list(group)) for _, group in groupby(present)]
+    before = columns_read.set((columns, len(tokens)))
+    try:
+        with packed_attention(network, PackedLayout.of(shared, lengths, device)) as by_sequence:
+            output = network(
+                input_ids=torch.tensor([[tokens[column] for column in columns]], device=device),
+                attention_mask=None if by_sequence else _mask(network, owners, columns, device),
+                position_ids=torch.tensor([[places[column] for column in columns]], device=device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(
+                    [place_of[column] for column in wanted if column in place_of], device=device
+                ),
+            )
+    finally:
+        columns_read.reset(before)
+    logits: torch.Tensor = output.logits[0].float()
+    return logits
+
+
+def _mask(
+    network: Any, owners: Sequence[int], columns: Sequence[int], device: torch.device
+) -> torch.Tensor:
+    """What each column must not see, for models that attend to a whole row; 4 dimensions."""
     owner_of = torch.tensor([owners[column] for column in columns], device=device)
     visible = (owner_of == 0) | (owner_of[:, None] == owner_of)
     visible &= torch.ones_like(visible).tril()
     hidden = torch.finfo(network.dtype).min
     mask = torch.zeros(visible.shape, dtype=network.dtype, device=device)
-    before = columns_read.set((columns, len(tokens)))
-    try:
-        output = network(
-            input_ids=torch.tensor([[tokens[column] for column in columns]], device=device),
-            attention_mask=mask.masked_fill(~visible, hidden)[None, None],
-            position_ids=torch.tensor([[places[column] for column in columns]], device=device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(
-                [place_of[column] for column in wanted if column in place_of], device=device
-            ),
-        )
-    finally:
-        columns_read.reset(before)
-    logits: torch.Tensor = output.logits[0].float()
-    return logits
+    return mask.masked_fill(~visible, hidden)[None, None]
 
 
 def packs(lengths: Sequence[int]) -> list[list[int]]:

@@ -12,6 +12,7 @@ from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.errors import TrainingDivergedError
 from backburn.components.shared.memory import gradients_of, in_parts_that_fit
 from backburn.components.shared.models import LoadedModel
+from backburn.components.shared.packed_linear import mixed_precision
 from backburn.components.shared.sampling import (
     columns_read,
     draw_completions,
@@ -384,10 +385,11 @@ def _completion_logits(
     model: Any, loaded: LoadedModel, batch: Sequence[Example], own: Sequence[int] | None = None
 ) -> torch.Tensor:
     """Logits of the completion tokens of a batch, or of some of it; shape (tokens, vocabulary)."""
-    return read_packed(
-        model,
-        loaded,
-        [[*e.prompt, *e.completion[:-1]] for e in batch],
-        kept=[len(e.completion) for e in batch],
-        chosen=own,
-    )
+    with mixed_precision():
+        return read_packed(
+            model,
+            loaded,
+            [[*e.prompt, *e.completion[:-1]] for e in batch],
+            kept=[len(e.completion) for e in batch],
+            chosen=own,
+        )

@@ -212,6 +212,40 @@ def test_gradients_are_the_same_bit_for_bit_every_time(tiny_base: Path) -> None:
     assert all(same(seen[0], other) for other in seen[1:])
 
 
+def test_completions_drawn_again_are_read_once(tiny_base: Path) -> None:
+    """A hot attack on a hardened model: most of a group is the rejection."""
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    model = add_lora(loaded, LoraSettings(), 0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    tokens = torch.randint(4, 100, (5, 20), generator=torch.Generator().manual_seed(1))
+    tokens[:, :12] = tokens[[0, 0, 0, 3, 3], :12]
+    rows = tokens[[0, 1, 0, 3, 0, 2, 3, 4]]
+    weights = torch.tensor([0.5, -1.0, 0.25, 2.0, -0.125, 1.0, 0.75, -0.5])
+    read: list[int] = []
+    handle = model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: read.append(inputs[0].shape[0] * inputs[0].shape[1])
+    )
+    results = []
+    for parts in ([rows], [row[None] for row in rows]):
+        read.clear()
+        model.zero_grad()
+        passes = [
+            shared_prefix_log_probabilities(model, loaded, part, torch.ones_like(part), 8, 1.5)
+            for part in parts
+        ]
+        logps, entropies = (torch.cat(column) for column in zip(*passes, strict=True))
+        (weights[:, None] * logps).sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append((sum(read), logps.detach(), entropies.detach(), *gradients))
+    handle.remove()
+    assert results[0][0] == 2 * 12 + 5 * 7  # two prompts, five completions but for their last token
+    assert results[1][0] == 8 * (12 + 7)
+    for ours, theirs in zip(results[0][1:], results[1][1:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
 @given(rows=st.integers(1, 7), count=st.integers(0, 40), seed=st.integers(0, 99))
 def test_rows_come_in_turn_equally_often_or_once_more(rows: int, count: int, seed: int) -> None:
     drawn = in_turn(range(rows), count, torch.Generator().manual_seed(seed))
