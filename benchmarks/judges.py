@@ -1,6 +1,6 @@
 """Judges on labelled exchanges: the table of benchmarks/JUDGES.md.
 
-    python -m benchmarks.judges
+    python -m benchmarks.judges [--no-chat]
     python -m benchmarks.judges --recipe my-recipe.yaml
 
 The first measures every judge that needs no download on every shipped domain, and two broken ones;
@@ -105,6 +105,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", help="measure its judges.evaluation on its domain instead")
+    parser.add_argument(
+        "--no-chat", action="store_true", help="keep the chat judge's rows, which take minutes"
+    )
     parser.add_argument("--rows", type=Path, default=HERE / "judges.jsonl", help="what was done")
     parser.add_argument("--table", type=Path, default=HERE / "JUDGES.md")
     parser.add_argument("--only-table", action="store_true")
@@ -112,7 +115,8 @@ def main() -> None:
     console = Console(highlight=False)
     rows = {(row["domain"], row["judge"]): row for row in _read(options.rows)}
     if not options.only_table:
-        for row in _of_recipe(options.recipe) if options.recipe else _of_this_machine():
+        of_machine = _without_server if options.no_chat else _of_this_machine
+        for row in _of_recipe(options.recipe) if options.recipe else of_machine():
             rows[row["domain"], row["judge"]] = row
             lines = "".join(json.dumps(item) + "\n" for item in rows.values())
             write_text(options.rows, lines)
@@ -123,18 +127,28 @@ def main() -> None:
 
 
 def _of_this_machine() -> Iterator[Row]:
-    lexical, semantic = JudgeConfig(kind="lexical"), JudgeConfig(kind="semantic")
-    panel = JudgeConfig(kind="panel", members=[lexical, semantic])
-    domains = [load_domain(DomainConfig(name=name)) for name in shipped_domains()]
+    yield from _without_server()
     with serving() as url:
         chat = ChatJudgeConfig(base_url=url, model=MODEL, concurrency=2, timeout_seconds=300)
-        configs = (lexical, semantic, panel, JudgeConfig(kind="chat", chat=chat))
-        for domain in domains:
-            judged = LexicalJudge(domain.header.rubric)
-            yield measure(Changed(BROKEN[0], judged, lambda score: 10.0 - score), domain)
-            yield measure(Changed(BROKEN[1], judged, lambda score: 5.0), domain)
-            for config in configs:
-                yield measure(make_judge(config, domain.header.rubric, afresh=True), domain)
+        for domain in _domains():
+            config = JudgeConfig(kind="chat", chat=chat)
+            judge = make_judge(config, domain.header.rubric, afresh=True)
+            yield measure(judge, domain)
+
+
+def _without_server() -> Iterator[Row]:
+    lexical, semantic = JudgeConfig(kind="lexical"), JudgeConfig(kind="semantic")
+    panel = JudgeConfig(kind="panel", members=[lexical, semantic])
+    for domain in _domains():
+        judged = LexicalJudge(domain.header.rubric)
+        yield measure(Changed(BROKEN[0], judged, lambda score: 10.0 - score), domain)
+        yield measure(Changed(BROKEN[1], judged, lambda score: 5.0), domain)
+        for config in (lexical, semantic, panel):
+            yield measure(make_judge(config, domain.header.rubric, afresh=True), domain)
+
+
+def _domains() -> list[Domain]:
+    return [load_domain(DomainConfig(name=name)) for name in shipped_domains()]
 
 
 def _of_recipe(recipe: str) -> Iterator[Row]:

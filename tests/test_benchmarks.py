@@ -1,13 +1,17 @@
 """The tables say first what a reader should take from them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from backburn.components.shared.config import ModelConfig
 from backburn.components.shared.domains import Domain
 from backburn.components.shared.judges import LexicalJudge
+from backburn.components.shared.models import load_base
 
 from benchmarks import judges, utility
 from benchmarks.results import table
+from benchmarks.slip_limits import least_slip_rate
 from tests.shared.evidence_samples import sample_evidence
 
 
@@ -51,6 +55,16 @@ def test_the_first_line_names_what_breaks_through(hot: float, first: str) -> Non
 
 def test_nothing_run_is_said_to_be_nothing() -> None:
     assert "has not been attacked" in table([])
+
+
+def test_a_token_with_a_twin_in_the_head_slips_half_the_time_whatever_is_trained(
+    tiny_base: Path,
+) -> None:
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    alone = least_slip_rate(loaded, 20, 2.0)
+    head = loaded.model.get_output_embeddings().weight
+    head.data[21] = head.data[20]
+    assert 10 * alone < 0.49 < least_slip_rate(loaded, 20, 2.0) < 0.6
 
 
 def test_the_table_of_utility_shows_both_models() -> None:
