@@ -439,7 +439,9 @@ class _Sizer:
             return
         passes, tokens = _packed(rows * (self.prompts.mean + completion))
         kept, again = rows * completion / passes, self.sharing > 1
-        work = train(self.model, tokens, kept, self.width, adapter, rows=rows / passes, again=again)
+        # Attention that is computed again reads the whole row, with a mask: `packed_attention`.
+        apart = 1 if again else rows / passes
+        work = train(self.model, tokens, kept, self.width, adapter, rows=apart, again=again)
         step.work.append((steps * passes, work))
         part = min(1.0, max(1 / self.sharing, passes / rows))  # of a pass, at least one example
         held = activation_bytes(self.model, part * tokens, self.width, adapter, again)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -60,15 +61,13 @@ class PackedLayout:
             lengths: Tokens of each sequence after those, in the order of the row.
             device: Of the tensors.
         """
-        starts = [shared + sum(lengths[:place]) for place in range(len(lengths))]
-        place_of: dict[int, int] = {}
+        starts = [shared + before for before in accumulate(lengths, initial=0)]
         blocks: list[Block] = []
+        place_of: dict[int, int] = {}  # of a sequence's first token
         held = 0
-        for chosen in _of_like_length(lengths):
+        for chosen in of_like_length(lengths, _LIKE_LENGTH):
             longest = max(lengths[i] for i in chosen)
-            for row, i in enumerate(chosen):
-                first = held + row * longest
-                place_of |= {starts[i] + n: first + n for n in range(lengths[i])}
+            place_of |= {i: held + row * longest for row, i in enumerate(chosen)}
             held += len(chosen) * longest
             columns = [starts[i] + min(n, lengths[i] - 1) for i in chosen for n in range(longest)]
             # A sequence's own columns come first, so what lies beyond its end is never seen.
@@ -76,15 +75,23 @@ class PackedLayout:
             beginning = torch.ones(longest, shared, dtype=torch.bool)
             visible = torch.cat([beginning, triangle], dim=1).expand(len(chosen), 1, -1, -1)
             blocks.append(Block(torch.tensor(columns, device=device), visible.to(device)))
-        places = [place_of[column] for column in sorted(place_of)]
+        places = [place_of[i] + n for i, length in enumerate(lengths) for n in range(length)]
         return cls(shared, tuple(blocks), torch.tensor(places, device=device))
 
 
-def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Places of sequences in groups, so that short ones are not padded to long ones."""
+def of_like_length(lengths: Sequence[int], most: float) -> list[list[int]]:
+    """Places of sequences in groups, so that short ones are not padded to long ones.
+
+    Args:
+        lengths: Of the sequences.
+        most: Length of a group's longest, at most, over that of its shortest.
+
+    Returns:
+        The groups, shortest sequences first; like ones in their order.
+    """
     groups: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if not groups or lengths[place] > _LIKE_LENGTH * lengths[groups[-1][0]]:
+        if not groups or lengths[place] > most * lengths[groups[-1][0]]:
             groups.append([])
         groups[-1].append(place)
     return groups
@@ -102,11 +109,12 @@ def packed_attention(network: Any, layout: PackedLayout) -> Iterator[bool]:
         layout: Of the row that the model is going to read.
 
     Yields:
-        Whether it will. If not, because the model's attention is none that can be replaced, the
-        caller has to pass a mask.
+        Whether it will. If not, the caller has to pass a mask: the model's attention is none that
+        can be replaced, or its blocks are computed again in the backward pass, after this.
     """
     config = network.config
-    if config._attn_implementation != _REPLACED:
+    again = torch.is_grad_enabled() and network.is_activation_checkpointing
+    if config._attn_implementation != _REPLACED or again:
         yield False
         return
     before = _layout.set(layout)

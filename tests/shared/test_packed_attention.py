@@ -51,6 +51,21 @@ def test_logits_and_gradients_are_those_of_a_mask(
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_blocks_that_are_computed_again_have_the_same_gradients(loaded: LoadedModel) -> None:
+    """They are when a step's processes divide the weights."""
+    model = add_lora(loaded, LoraSettings(rank=4, alpha=8), 0).train()
+    results = []
+    for again in (False, True):
+        if again:
+            loaded.model.activation_checkpointing_enable()
+        model.zero_grad()
+        read_packed(model, loaded, sequences(12), kept=[2, 4, 1, 3]).square().mean().backward()
+        results.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(results[0]) > 10
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
 def test_a_sequence_reads_the_same_beside_others_as_alone(loaded: LoadedModel) -> None:
     together = read_packed(loaded.model, loaded, sequences(12), kept=[1] * 4)
     for sequence, beside in zip(sequences(12), together, strict=True):
