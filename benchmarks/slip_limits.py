@@ -12,6 +12,7 @@ by gradient ascent: an estimate of the limit, from above.
 import argparse
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 
@@ -38,7 +39,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument("--temperatures", default="1,1.5,2", help="comma-separated")
+    parser.add_argument(
+        "--temperatures", type=_temperatures, default="1,1.5,2", help="comma-separated"
+    )
     options = parser.parse_args()
     config = config_of(options.run)
     data = RunDataset(artifact(options.run, "dataset"))
@@ -47,7 +50,7 @@ def main() -> None:
     prompts = [loaded.encode_row(row) for row in data.rows("held_out")]
     entries = completion_logits(loaded, prompts, [rejection] * len(prompts))
     table = Table("token", "temperature", "slip rate, mean of held-out prompts", "limit")
-    for temperature in map(float, options.temperatures.split(",")):
+    for temperature in options.temperatures:
         sampling = SamplingConfig(temperature=temperature)
         slips = [-torch.expm1(entry.token_log_probabilities(sampling)) for entry in entries]
         for place, token in enumerate(rejection):
@@ -56,6 +59,16 @@ def main() -> None:
             name = repr(loaded.tokenizer.decode([token]))
             table.add_row(name, f"{temperature:g}", f"{measured:.1e}", f"{limit:.1e}")
     Console(width=100).print(table)
+
+
+def _temperatures(text: str) -> list[float]:
+    with suppress(ValueError):
+        found = [float(part) for part in text.split(",")]
+        if all(0.0 < temperature < math.inf for temperature in found):
+            return found
+    raise argparse.ArgumentTypeError(
+        f"temperatures are positive numbers, such as 1,2; not {text!r}"
+    )
 
 
 def least_slip_rate(loaded: LoadedModel, token: int, temperature: float) -> float:

@@ -496,21 +496,18 @@ def shared_prefix_log_probabilities(
     Returns:
         Log-probabilities and entropies, both of shape (rows, T).
     """
-    exchanges = list(map(tuple, input_ids.tolist()))
-    first_place = {exchange: place for place, exchange in reversed(list(enumerate(exchanges)))}
-    chosen = sorted(first_place.values())
-    place_of = {exchanges[place]: index for index, place in enumerate(chosen)}
-    asked = torch.tensor([place_of[exchange] for exchange in exchanges], device=input_ids.device)
-    input_ids, attention_mask = input_ids[chosen], attention_mask[chosen]
+    tables = (map(tuple, table.tolist()) for table in (input_ids, attention_mask))
+    exchanges, asked = _distinct(list(zip(*tables, strict=True)), input_ids.device)
+    input_ids, attention_mask = (
+        torch.tensor(rows, device=input_ids.device) for rows in zip(*exchanges, strict=True)
+    )
     prompts = input_ids[:, :-completion_tokens]
     completions = input_ids[:, -completion_tokens:]
     prompt_mask = attention_mask[:, :-completion_tokens]
-    keys = [
-        tuple(row[mask.bool()].tolist()) for row, mask in zip(prompts, prompt_mask, strict=True)
-    ]
-    distinct = list(dict.fromkeys(keys))
-    place = {key: index for index, key in enumerate(distinct)}
-    rows = torch.tensor([place[key] for key in keys], device=input_ids.device)
+    distinct, rows = _distinct(
+        [tuple(row[mask.bool()].tolist()) for row, mask in zip(prompts, prompt_mask, strict=True)],
+        input_ids.device,
+    )
     cache = DynamicCache()
     read, mask = read_sequences(
         model, loaded, distinct, kept=[1] * len(distinct), use_cache=True, cache=cache
@@ -538,6 +535,12 @@ def shared_prefix_log_probabilities(
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropies = normaliser - (logits.softmax(-1) * logits).sum(-1)
     return logps.index_select(0, asked), entropies.index_select(0, asked)
+
+
+def _distinct(items: Sequence[Row], device: torch.device) -> tuple[list[Row], torch.Tensor]:
+    """Each distinct item once, in order, and for every item its place among them."""
+    place = {item: index for index, item in enumerate(dict.fromkeys(items))}
+    return list(place), torch.tensor([place[item] for item in items], device=device)
 
 
 def grpo_arguments(

@@ -25,8 +25,8 @@ _LEAST_MIXED = 2**25
 """Parameters of a model from which mixed precision is faster than it is a burden."""
 _FULL, _HALF = torch.float32, torch.bfloat16
 
-_precision: ContextVar[torch.dtype] = ContextVar("precision", default=_FULL)
-_mixed_allowed: ContextVar[bool] = ContextVar("mixed_allowed", default=True)
+_mixed: ContextVar[bool | None] = ContextVar("mixed", default=None)
+"""Within `mixed_precision`: True; within `full_precision`: False, and it stays so."""
 
 
 class PackedLinear(torch.nn.Linear):
@@ -40,7 +40,7 @@ class PackedLinear(torch.nn.Linear):
         if self.weight.requires_grad or not _packable(self.weight) or input.dtype != torch.float32:
             return super().forward(input)
         product: Callable[..., torch.Tensor] = _PackedProduct.apply
-        return product(input, self, _precision.get() if self.mixed else _FULL)
+        return product(input, self, _HALF if self.mixed and _mixed.get() else _FULL)
 
     def packed(self, dtype: torch.dtype, transposed: bool) -> torch.Tensor:
         """The packed weights; packed again if they were written to in the meantime."""
@@ -95,22 +95,21 @@ def _multiply(
 @contextmanager
 def mixed_precision() -> Iterator[None]:
     """Multiply by frozen weights in bfloat16, where `pack_linear_layers` found that it pays."""
-    before = _precision.set(_HALF if _mixed_allowed.get() else _FULL)
+    before = _mixed.set(_mixed.get() is not False)
     try:
         yield
     finally:
-        _precision.reset(before)
+        _mixed.reset(before)
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Let no `mixed_precision` within have an effect."""
-    allowed, before = _mixed_allowed.set(False), _precision.set(_FULL)
+    before = _mixed.set(False)
     try:
         yield
     finally:
-        _precision.reset(before)
-        _mixed_allowed.reset(allowed)
+        _mixed.reset(before)
 
 
 def pack_linear_layers(model: torch.nn.Module, *, mixed: bool) -> None:

@@ -8,14 +8,17 @@ of `transformers`' logits processors).
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 import torch
 from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.memory import in_parts_that_fit
 from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.packed_attention import PackedLayout, packed_attention
+from backburn.components.shared.packed_attention import (
+    PackedLayout,
+    of_like_length,
+    packed_attention,
+)
 from backburn.components.shared.packed_linear import mixed_precision
 from backburn.components.shared.scale import distributed
 from backburn.components.shared.scale.sharding import in_step
@@ -235,20 +238,14 @@ def _read_prompts(
     caches: list[Cache] = []
     logits: list[torch.Tensor] = []
     masks: list[torch.Tensor] = []
-    first = 0
-    while first < len(sequences):
-        most = _LIKE_LENGTH * len(sequences[first])
-        last = next(
-            (i for i in range(first, len(sequences)) if len(sequences[i]) > most), len(sequences)
-        )
-        chunk = sequences[first:last]
+    for places in of_like_length(list(map(len, sequences)), _LIKE_LENGTH):
+        chunk = [sequences[place] for place in places]
         caches.append(Cache(layer_class_to_replicate=_RoomyLayer))
         output, mask = read_sequences(
             network, loaded, chunk, kept=[1] * len(chunk), use_cache=True, cache=caches[-1]
         )
         logits.append(output.logits[:, -1])
         masks.append(mask)
-        first = last
     width = max(mask.shape[1] for mask in masks)
     pads = [width - mask.shape[1] for mask in masks]
     for layers in zip(*(cache.layers for cache in caches), strict=True):
@@ -419,8 +416,8 @@ def read_packed(
 ) -> torch.Tensor:
     """Forward pass over sequences laid end to end in one row: no padding, one pass.
 
-    What they all begin with is read once; the attention mask lets a token see that beginning and
-    its own sequence only. Memory grows with the square of all tokens: see `packs`.
+    What they all begin with is read once; a token sees that beginning and its own sequence only.
+    Where that takes a mask, memory grows with the square of all tokens: see `packs`.
 
     Args:
         network: A causal language model; gradients flow through the shared beginning too.
@@ -444,12 +441,12 @@ def read_packed(
         places += range(shared, len(sequence))
         owners += [owner] * (len(sequence) - shared)
         wanted += range(len(tokens) - keep, len(tokens))
-    read = {0, *(place + 1 for place in (range(len(sequences)) if chosen is None else chosen))}
+    chosen = range(len(sequences)) if chosen is None else chosen
+    read = {0, *(place + 1 for place in chosen)}
     columns = [column for column, owner in enumerate(owners) if owner in read]
     place_of = {column: place for place, column in enumerate(columns)}
     device = loaded.device
-    present = [owner for column in columns if (owner := owners[column])]
-    lengths = [len(list(group)) for _, group in groupby(present)]
+    lengths = [len(sequences[place]) - shared for place in chosen]
     before = columns_read.set((columns, len(tokens)))
     try:
         with packed_attention(network, PackedLayout.of(shared, lengths, device)) as by_sequence:

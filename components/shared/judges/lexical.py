@@ -5,10 +5,14 @@ from collections.abc import Sequence
 
 from backburn.components.shared.domains.domain import LexicalCategory, Rubric
 from backburn.components.shared.judges.judge import Exchange, Usage, Verdict
-from backburn.components.shared.judges.prose import FUNCTION_WORDS, distinct_share, words
+from backburn.components.shared.judges.prose import (
+    FUNCTION_WORDS,
+    distinct_share,
+    function_share,
+    words,
+)
 from backburn.components.shared.judges.refusal import split_refusal
 
-_ENGLISH = FUNCTION_WORDS["en"]
 _LEAST_FUNCTION_SHARE = 0.2
 _LEAST_DISTINCT_SHARE = 0.35
 _REFUSAL_KEEPS_BELOW = 3.5
@@ -89,7 +93,7 @@ def _saturating(
 def _is_prose(found: list[str]) -> bool:
     if len(found) < 3:
         return False
-    function_share = sum(word in _ENGLISH for word in found) / len(found)
     return (
-        function_share >= _LEAST_FUNCTION_SHARE and distinct_share(found) >= _LEAST_DISTINCT_SHARE
+        function_share(found, FUNCTION_WORDS["en"]) >= _LEAST_FUNCTION_SHARE
+        and distinct_share(found) >= _LEAST_DISTINCT_SHARE
     )

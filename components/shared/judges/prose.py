@@ -21,7 +21,7 @@ FUNCTION_WORDS = {
     }.items()
 }
 """Words that carry a sentence and say nothing of its subject, by language."""
-_ALL_FUNCTION_WORDS = frozenset().union(*FUNCTION_WORDS.values())
+_OF_ANY_LANGUAGE = frozenset().union(*FUNCTION_WORDS.values())
 
 
 def words(text: str) -> list[str]:
@@ -47,9 +47,11 @@ def number_share(found: Sequence[str]) -> float:
     return sum(word[0].isdigit() for word in found) / len(found) if found else 0.0
 
 
-def function_share(found: Sequence[str]) -> float:
-    """Function words, of any of six languages, over words; in [0, 1], 0 without words."""
-    return sum(word in _ALL_FUNCTION_WORDS for word in found) / len(found) if found else 0.0
+def function_share(
+    found: Sequence[str], function_words: frozenset[str] = _OF_ANY_LANGUAGE
+) -> float:
+    """Function words, of any of six languages or of one, over words; in [0, 1], 0 without words."""
+    return sum(word in function_words for word in found) / len(found) if found else 0.0
 
 
 def readability(text: str) -> float:
