@@ -29,7 +29,7 @@ KEPT_TOKENS = 32
 """Length of the benign answers trained on. With 12, a model drifts in the tokens after them."""
 
 BEGINNING = 4
-_WHOLE_SHARE = 0.25
+_WHOLE_SHARE = 0.5
 _LEAST_PRIORITY = 0.02
 _LEAST_HARDEST = 1e-6
 _BETAS = (0.9, 0.95)
@@ -204,7 +204,7 @@ class References:
 
 
 def shorten(batch: Sequence[Example], generator: torch.Generator) -> list[Example]:
-    """Most answers cut to their beginning, where a model decides whether to answer at all.
+    """Half of the answers cut to their beginning, where a model decides whether to answer at all.
 
     The others stay whole: without them the model drifts in what it says after the beginning.
     """
