@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from backburn.components.shared.evidence import Summary
+from backburn.components.shared.gate import digits
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
@@ -185,9 +186,10 @@ def print_figures(summary: Summary, console: Console, before: Summary | None = N
     if before is not None:
         table.add_column(f"in {before.run_id}", justify="right")
     for name, value in summary.figures.items():
-        row = [_figure(value), f"{summary.thresholds[name]:.4g}"]
+        limit = summary.thresholds[name]
+        row = list(_figure(value, limit))
         if before is not None and name in before.figures:
-            old = _figure(before.figures[name])
+            old, _ = _figure(before.figures[name], limit)
             row.append("" if old == row[0] else old)
         table.add_row(name, *row)
     console.print(table)
@@ -219,8 +221,8 @@ def print_registry(summary: Summary, console: Console) -> None:
         )
 
 
-def _figure(value: float | None) -> str:
-    return "missing" if value is None else f"{value:.4g}"
+def _figure(value: float | None, limit: float) -> tuple[str, str]:
+    return ("missing", f"{limit:.4g}") if value is None else digits(value, limit)
 
 
 def _duration(seconds: float) -> str:

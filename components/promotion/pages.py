@@ -4,7 +4,7 @@ from backburn.components.shared.attestation import ATTESTATION, EVIDENCE, MODEL_
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.evidence import Check, Decision, Evidence, Registration
 from backburn.components.shared.report.claims import comparison, verdict
-from backburn.components.shared.report.formatting import compact
+from backburn.components.shared.report.formatting import against, compact
 from backburn.components.shared.report.links import run_page, version_page
 from mlflow.tracking import MlflowClient
 
@@ -101,7 +101,7 @@ def _table(decision: Decision) -> str:
 
 
 def _value(check: Check) -> str:
-    shown = "missing" if check.value is None else compact(check.value)
+    shown = "missing" if check.value is None else against(check.value, check.threshold)
     return shown if check.passed else f"**{shown}**"
 
 

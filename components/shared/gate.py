@@ -318,14 +318,22 @@ def _check(
     )
 
 
+def digits(value: float, limit: float) -> tuple[str, str]:
+    """A figure and its limit: four significant digits, or as many more as tell them apart."""
+    for count in range(4, 18):
+        shown = f"{value:.{count}g}", f"{limit:.{count}g}"
+        if value == limit or shown[0] != shown[1]:
+            break
+    return shown
+
+
 def _reason(check: Check) -> str:
     if check.value is None:
         return f"{check.description}: missing from the evidence"
     verb = "above" if check.comparison == "<=" else "below"
     tail = f" ({check.detail})" if check.detail else ""
-    return (
-        f"{check.description} is {check.value:.4g}, {verb} the limit of {check.threshold:.4g}{tail}"
-    )
+    value, limit = digits(check.value, check.threshold)
+    return f"{check.description} is {value}, {verb} the limit of {limit}{tail}"
 
 
 def _extreme(

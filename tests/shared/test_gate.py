@@ -4,7 +4,8 @@ import pytest
 from backburn.components.promotion.registry import register
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.evidence import Evidence, RejudgedRecord
-from backburn.components.shared.gate import decide
+from backburn.components.shared.gate import decide, digits
+from backburn.components.shared.report.formatting import against
 from backburn.pipelines.recipes import load_recipe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -267,3 +268,24 @@ def test_costs_that_are_not_configured_are_not_checked() -> None:
     recipe = load_recipe("smoke")
     names = {check.name for check in decide(passing(), recipe, "0" * 64).checks}
     assert not names & {"utility_loss", "over_refusal_increase"}
+
+
+def test_a_figure_just_beyond_its_limit_does_not_look_like_it() -> None:
+    evidence = passing()
+    behaviour = evidence.behaviour.model_copy(update={"benign_perplexity_ratio": 1.1001393512})
+    changed = evidence.model_copy(update={"behaviour": behaviour})
+    decision = decide(changed, CONFIG, "0" * 64)
+    assert decision.reasons == [
+        "perplexity on the baseline's benign answers, ratio is 1.1001, above the limit of 1.1"
+    ]
+    assert against(1.1001393512, 1.1) == "1.1001"
+    assert against(1.0876, 1.1) == "1.09"
+    assert against(1.1, 1.1) == "1.1"
+
+
+@given(st.floats(0, 100), st.floats(0, 100))
+def test_a_figure_looks_like_its_limit_only_if_it_is(value: float, limit: float) -> None:
+    shown, beside = digits(value, limit)
+    assert (shown == beside) == (value == limit)
+    assert float(shown) == pytest.approx(value, rel=5e-4)
+    assert float(beside) == pytest.approx(limit, rel=5e-4)

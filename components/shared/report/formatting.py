@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import yaml
+from backburn.components.shared.gate import digits
 
 MISSING = "n/a"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -23,6 +24,14 @@ def compact(value: float | None) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e3:
         return f"{value:.3g}"
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else _scientific(value)
+
+
+def against(value: float | None, limit: float) -> str:
+    """A number beside its compact limit: compact too, unless both would then look the same."""
+    text = compact(value)
+    if value is None or value == limit or text != compact(limit):
+        return text
+    return digits(value, limit)[0]
 
 
 def rate(value: float | None) -> str:
@@ -103,6 +112,7 @@ def words(name: str) -> str:
 FILTERS: dict[str, Callable[..., str]] = {
     "number": number,
     "compact": compact,
+    "against": against,
     "rate": rate,
     "percent": percent,
     "probability": probability,
