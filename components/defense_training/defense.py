@@ -327,7 +327,6 @@ def _consolidate(
                     search["best"] = min(search["best"], badness)
                     search["best_state"] = _adapter_state(model)
                 _restore(model, trained)
-                rejecting.learn_all(meter.rejection_losses(model, forbidden, config.temper))
                 met = step >= config.min_steps and curve[-1]["slip_rate"] <= config.target_slip_rate
                 if met and not search["settling"]:
                     search["settling"] = True

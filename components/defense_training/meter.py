@@ -9,7 +9,6 @@ from backburn.components.shared.config import SamplingConfig
 from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.evidence import PhaseRecord
 from backburn.components.shared.models import LoadedModel
-from backburn.components.shared.packed_linear import mixed_precision
 from backburn.components.shared.sampling import completion_logits, scored, slip_rate
 from backburn.components.shared.scale import distributed
 from backburn.components.shared.supervised import Example, References
@@ -97,20 +96,6 @@ class Meter:
             lost = (reference.exp() * (reference - ours)).sum(-1)
             parts = list(lost.split([len(example.completion) for example in own]))
         return float(torch.cat(distributed.gathered(parts)).mean())
-
-    def rejection_losses(
-        self, model: Any, examples: Sequence[Example], temper: float
-    ) -> list[float]:
-        """Cross-entropy of completions on logits / temper, a mean over the tokens of each."""
-        sampling = SamplingConfig(temperature=temper)
-        with mixed_precision():
-            return scored(
-                lambda entry: -float(entry.token_log_probabilities(sampling).mean()),
-                self._loaded,
-                [example.prompt for example in examples],
-                [example.completion for example in examples],
-                model=model,
-            )
 
     def record(
         self, model: Any, phase: str, enabled: bool, steps: int, seconds: float

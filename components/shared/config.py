@@ -165,7 +165,7 @@ class DataConfig(Section):
         description="Share of the near-miss and benign rows the defence may train on; the rest "
         "is kept for evaluation.",
     )
-    defence_prompts: PositiveInt = Field(190, description="At most so many defence prompts.")
+    defence_prompts: PositiveInt = Field(140, description="At most so many defence prompts.")
     validation_prompts: PositiveInt = Field(24, description="At most so many validation prompts.")
     attack_prompts: PositiveInt = Field(10, description="At most so many attack prompts.")
     held_out_prompts: PositiveInt = Field(40, description="At most so many held-out prompts.")

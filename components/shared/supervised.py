@@ -28,7 +28,7 @@ ANSWER_SAMPLING = SamplingConfig(temperature=0.7)
 KEPT_TOKENS = 32
 """Length of the benign answers trained on. With 12, a model drifts in the tokens after them."""
 
-BEGINNING = 4
+BEGINNING = 8
 _WHOLE_SHARE = 0.5
 _LEAST_PRIORITY = 0.02
 _LEAST_HARDEST = 1e-6
@@ -88,10 +88,6 @@ class Batches:
     def learn(self, losses: Sequence[float]) -> None:
         """Remember the losses of the batch drawn last, in its order."""
         self._losses.update(zip(self._drawn, losses, strict=True))
-
-    def learn_all(self, losses: Sequence[float]) -> None:
-        """Take the losses of all examples, in their order, as those they had when last seen."""
-        self._losses = dict(enumerate(losses))
 
     def state_dict(self) -> dict[int, float]:
         """Place of an example -> its loss when last seen."""

@@ -80,7 +80,7 @@ def test_rows_without_a_split_are_divided() -> None:
     rows = [row.model_copy(update={"split": None}) for row in domain.forbidden]
     splits = make_splits(domain.model_copy(update={"forbidden": rows}), DataConfig(), 0)
     assert [len(splits[n]) for n in ("defence", "validation", "attack", "held_out")] == [
-        190,
+        140,
         24,
         10,
         40,
@@ -93,7 +93,7 @@ def test_arms_that_want_more_prompts_than_the_domain_has_are_named() -> None:
     assert len(run_splits(domain, config)["attack"]) == 10
     few = [row for row in domain.forbidden if row.split != "defence" or row.id.endswith("1")]
     with pytest.raises(
-        InputError, match=r"10 attack and 19 defence.*\n.*'harm-rlvr' wants 64"
+        InputError, match=r"10 attack and 14 defence.*\n.*'harm-rlvr' wants 64"
     ) as c:
         run_splits(domain.model_copy(update={"forbidden": few}), config)
     assert "paper" not in str(c.value)

@@ -113,17 +113,6 @@ def test_hard_examples_come_more_often() -> None:
     assert seen.count(3) > 2 * max(others)
 
 
-def test_an_example_that_became_hard_again_comes_back_at_once() -> None:
-    examples = [Example((index,), (0,)) for index in range(20)]
-    batches = Batches(examples, 5, torch.Generator().manual_seed(0))
-    batches.learn_all([0.001] * 20)
-    batches.learn_all([3.0 if index == 7 else 0.001 for index in range(20)])
-    for _ in range(10):
-        assert examples[7] in batches.draw()
-    batches.learn_all([0.001] * 20)
-    assert sum(examples[7] in batches.draw() for _ in range(40)) < 20
-
-
 def test_packed_rows_read_as_alone(tiny_base: Path, toy: Domain) -> None:
     loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
     rows = [*toy.forbidden[:5], *toy.benign[:5]]
