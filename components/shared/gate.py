@@ -10,6 +10,8 @@ from backburn.components.shared.storage import canonical_json, sha256_text
 
 Kind = Literal["control", "hardened", "behaviour", "judging"]
 _INCONCLUSIVE_KINDS = ("control", "judging")
+_ROUNDING = 1e-12
+"""Differences of rates, such as 0.15 - 0.10, miss 0.05 by rounding only."""
 
 
 def decide(evidence: Evidence, config: RunConfig, evidence_sha256: str) -> Decision:
@@ -304,8 +306,8 @@ def _check(
     passed = False
     if known:
         assert value is not None
-        # Differences of rates, such as 0.15 - 0.10, exceed 0.05 by rounding only.
-        passed = value <= threshold + 1e-12 if comparison == "<=" else value >= threshold - 1e-12
+        below, above = value <= threshold + _ROUNDING, value >= threshold - _ROUNDING
+        passed = below if comparison == "<=" else above
     return Check(
         name=name,
         description=description,
@@ -319,7 +321,12 @@ def _check(
 
 
 def digits(value: float, limit: float) -> tuple[str, str]:
-    """A figure and its limit: four significant digits, or as many more as tell them apart."""
+    """A figure and its limit: four significant digits, or as many more as tell them apart.
+
+    They are the same where the gate takes them to be.
+    """
+    if abs(value - limit) <= _ROUNDING:
+        value = limit
     for count in range(4, 18):
         shown = f"{value:.{count}g}", f"{limit:.{count}g}"
         if value == limit or shown[0] != shown[1]:
