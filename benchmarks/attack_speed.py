@@ -23,8 +23,6 @@ from statistics import median
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from backburn.components.rl_attack.attack import HarmReward, arm_arguments, train_arm
@@ -40,7 +38,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 
-from benchmarks.runs import artifact, config_of
+from benchmarks.runs import artifact, config_of, positive
 
 
 @dataclass
@@ -71,11 +69,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument("--rounds", type=int, default=1, help="turns each trainer takes")
-    parser.add_argument("--steps", type=int, default=200, help="steps on the hardened model")
-    parser.add_argument("--control-steps", type=int, default=50, help="steps on the baseline")
-    parser.add_argument("--prompts", type=int, default=5, help="prompts, all of them in each step")
-    parser.add_argument("--group-size", type=int, default=8, help="completions a prompt")
+    parser.add_argument("--rounds", type=positive, default=1, help="turns each trainer takes")
+    parser.add_argument("--steps", type=positive, default=200, help="steps on the hardened model")
+    parser.add_argument("--control-steps", type=positive, default=50, help="steps on the baseline")
+    parser.add_argument(
+        "--prompts", type=positive, default=5, help="prompts, all of them in each step"
+    )
+    parser.add_argument("--group-size", type=positive, default=8, help="completions a prompt")
     parser.add_argument("--only", choices=["hardened", "control"], help="one target instead of two")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()

@@ -10,13 +10,10 @@ file, one row a judge and domain, and the table is written from that file alone 
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from backburn.components.shared.config import (
     ChatJudgeConfig,

@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from backburn.components.rl_attack.step import run as run_attack
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.sealing import KEY_VARIABLE, new_key
 from backburn.components.shared.storage import read_json
 
-from benchmarks.runs import artifact, config_of
+from benchmarks.runs import artifact, config_of, positive
 
 
 def main() -> None:
@@ -28,8 +27,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument("--arms", type=int, default=24, help="how many arms are many")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of one arm and many arms")
+    parser.add_argument("--arms", type=positive, default=24, help="how many arms are many")
+    parser.add_argument("--rounds", type=positive, default=2, help="turns of one arm and many arms")
     options = parser.parse_args()
     os.environ.setdefault(KEY_VARIABLE, new_key())
     values = config_of(options.run).model_dump(mode="json")

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from backburn.components.defense_training.step import run as run_defence
@@ -37,7 +35,7 @@ from backburn.components.shared.sampling import completion_logits, slip_rate
 from backburn.pipelines.recipes import shipped_arms
 from rich.console import Console
 
-from benchmarks.runs import artifact, config_of
+from benchmarks.runs import artifact, config_of, positive
 
 HERE = Path(__file__).parent
 BROKEN, LIMIT = 7.0, 2.0
@@ -59,7 +57,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, action="append", default=[], help="finished run")
     parser.add_argument("--defences", default=",".join(TITLES), help="comma-separated")
     parser.add_argument("--arms", default=",".join(shipped_arms()), help="comma-separated")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each arm")
+    parser.add_argument("--seeds", type=positive, default=3, help="seeds of each arm")
     parser.add_argument("--trials", type=int, default=0, help="trials of a sweep, on the product")
     parser.add_argument("--work", type=Path, default=Path("runs/results"), help="trained defences")
     parser.add_argument("--rows", type=Path, default=HERE / "results.jsonl", help="what was done")

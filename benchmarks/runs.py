@@ -1,5 +1,6 @@
 """What the benchmarks take from a finished run's folder."""
 
+import argparse
 from pathlib import Path
 
 from backburn.components.shared.config import RunConfig
@@ -15,6 +16,13 @@ def artifact(run: Path, ending: str) -> Path:
     if not found:
         raise SystemExit(f"{run}: no artifact {ending!r}; give the folder of a finished run")
     return found[0]
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, as the type of an option."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is needed, not {text!r}")
+    return int(text)
 
 
 def config_of(run: Path) -> RunConfig:

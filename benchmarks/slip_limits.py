@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import fmean
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from backburn.components.shared.config import SamplingConfig

@@ -18,7 +18,6 @@ from typing import Any
 from unittest.mock import patch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from backburn.components.shared import sampling
@@ -36,7 +35,7 @@ from backburn.components.shared.supervised import (
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import artifact, config_of
+from benchmarks.runs import artifact, config_of, positive
 
 _FORBIDDEN, _BENIGN = 10, 14
 
@@ -47,7 +46,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument("--rounds", type=int, default=5, help="turns each way takes")
+    parser.add_argument("--rounds", type=positive, default=5, help="turns each way takes")
     options = parser.parse_args()
     config = config_of(options.run)
     data = RunDataset(artifact(options.run, "dataset"))

@@ -3,7 +3,7 @@
     python -m benchmarks.utility --run runs/<id of a laptop run>
 
 Puts the tasks of the run's configuration, or `--task`, to its baseline and to its hardened model.
-The shipped task needs no hub; for others unset HF_HUB_OFFLINE.
+The shipped task needs no hub; for others set HF_HUB_OFFLINE=0.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from backburn.components.certification.utility import observe_utility
 from backburn.components.shared.derivation.utility import utility_records
@@ -22,7 +21,7 @@ from backburn.components.shared.progress import Progress
 from backburn.components.shared.step import use_threads
 from backburn.components.shared.storage import write_text
 
-from benchmarks.runs import artifact, config_of
+from benchmarks.runs import artifact, config_of, positive
 
 SHIPPED = "backburn_everyday"
 
@@ -35,7 +34,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--task", action="append", help="task, group or tag; may be repeated")
     parser.add_argument("--task-folder", help="local folder with further task files")
-    parser.add_argument("--limit", type=int, help="at most so many documents of each task")
+    parser.add_argument("--limit", type=positive, help="at most so many documents of each task")
     parser.add_argument("--out", type=Path, help="also write the table here")
     options = parser.parse_args()
     config = config_of(options.run)
