@@ -1,6 +1,5 @@
 """Run a pipeline on a Kubeflow Pipelines server, follow it, and read what its gate decided."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, NamedTuple
 
 import kfp
 import kfp_server_api
-import mlflow.artifacts
 import urllib3
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import BackburnError
@@ -18,11 +16,11 @@ from backburn.components.shared.tracking import (
     RUN_TAG,
     STEP_TAG,
     check_address,
+    read_file,
     without_long_retries,
 )
 from backburn.pipelines.kfp_server import quietly
 from backburn.pipelines.uploads import Uploaded
-from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -165,16 +163,10 @@ def read_summary(uri: str, run_id: str) -> Summary:
     )
     if not found:
         raise BackburnError(f"{uri}: no run there belongs to pipeline run {run_id}")
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     try:
-        with without_long_retries(), tempfile.TemporaryDirectory(prefix="backburn-") as folder:
-            path = mlflow.artifacts.download_artifacts(
-                run_id=found[0].info.run_id,
-                artifact_path="summary.json",
-                dst_path=folder,
-                tracking_uri=uri,
-            )
-            return Summary.model_validate_json(Path(path).read_bytes())
+        with without_long_retries():
+            content = read_file(uri, found[0].info.run_id, "summary.json")
+        return Summary.model_validate_json(content)
     except (MlflowException, OSError, ValueError) as error:
         raise BackburnError(
             f"{uri}: run {found[0].info.run_id} has no readable summary.json: {error}"

@@ -1,11 +1,8 @@
 """The run's record in MLflow: what it says of the outcome, and closing it."""
 
 import os
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import mlflow.artifacts
 from backburn.components.shared.attestation import DECISION
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.evidence import Decision, TrackedRun
@@ -18,11 +15,11 @@ from backburn.components.shared.tracking import (
     STEP_TAG,
     client,
     open_parent,
+    read_file,
     tracking_uri,
     without_long_retries,
 )
 from mlflow.entities import Run
-from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.tracking import MlflowClient
 
 _STATUS = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED"}
@@ -77,16 +74,8 @@ def _close_open_steps(server: MlflowClient, parent: Run) -> list[str]:
 
 
 def _read_decision(record: RunRecord, tracked: TrackedRun, run_id: str) -> None:
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     try:
-        with tempfile.TemporaryDirectory(prefix="backburn-notification-") as folder:
-            found = mlflow.artifacts.download_artifacts(
-                run_id=tracked.run_id,
-                artifact_path=DECISION,
-                dst_path=folder,
-                tracking_uri=tracked.uri,
-            )
-            decision = Decision.model_validate_json(Path(found).read_bytes())
+        decision = Decision.model_validate_json(read_file(tracked.uri, tracked.run_id, DECISION))
     except Exception as error:  # of whatever store the artifacts are in
         record.unknown.append(f"figures and reasons: {DECISION} not read ({type(error).__name__})")
         return

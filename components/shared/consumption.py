@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import mlflow.artifacts
 from backburn.components.shared.attestation import ADAPTER_FOLDER, ATTESTATION, EVIDENCE, FILES
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError, VerificationError
@@ -17,9 +16,9 @@ from backburn.components.shared.evidence import Evidence
 from backburn.components.shared.models import ModelManifest, load_artifact, weight_digests
 from backburn.components.shared.parsing import one_line, shown
 from backburn.components.shared.storage import sha256_file, write_json
+from backburn.components.shared.tracking import download
 from backburn.components.shared.verification import Verification, verify_bundle
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -179,11 +178,7 @@ def _download(folder: Path, uri: str, **what: str) -> Path:
     """Fetch into a folder; returns where the file or folder that was asked for lies."""
     folder.mkdir(exist_ok=True)
     try:
-        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
-        fetched = mlflow.artifacts.download_artifacts(
-            dst_path=str(folder), tracking_uri=uri, **what
-        )
-        return Path(fetched)
+        return download(folder, uri, **what)
     except (MlflowException, OSError) as error:
         shown = what.get("artifact_path") or what.get("artifact_uri")
         raise InputError(f"{shown}: cannot be fetched: {error}") from error

@@ -14,6 +14,7 @@
   divide the weights too, each reads its completions in one pass, whatever their number.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ from datasets import Dataset
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+
+logging.getLogger("trl").setLevel(logging.ERROR)  # a warning quotes completions without a reward
 
 Conversation = list[dict[str, str]]
 Reward = Callable[[Sequence[Conversation], Sequence[str]], Sequence[float | None]]

@@ -8,6 +8,7 @@
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +19,12 @@ from typing import Any, Self
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
+import mlflow.artifacts
 from backburn.components.shared.config import RunConfig, without_password
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.storage import sha256_text
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -145,6 +148,28 @@ def without_long_retries(retries: int = 0) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def download(folder: Path, uri: str, **what: str) -> Path:
+    """Fetch artifacts into a folder, without a progress bar; returns where what was asked for lies.
+
+    Args:
+        folder: Exists.
+        uri: Of the tracking server.
+        what: `run_id` and `artifact_path`, or `artifact_uri`, of
+            `mlflow.artifacts.download_artifacts`.
+
+    Raises:
+        MlflowException, OSError: of whatever store the artifacts are in.
+    """
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
+    return Path(mlflow.artifacts.download_artifacts(dst_path=str(folder), tracking_uri=uri, **what))
+
+
+def read_file(uri: str, run_id: str, path: str) -> bytes:
+    """Content of one file of a run; raises what `download` does."""
+    with tempfile.TemporaryDirectory(prefix="backburn-") as folder:
+        return download(Path(folder), uri, run_id=run_id, artifact_path=path).read_bytes()
 
 
 def _is_server(uri: str) -> bool:

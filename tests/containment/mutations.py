@@ -121,6 +121,12 @@ MUTATIONS = [
         f"{_TESTS}/test_text.py::test_a_sweep_s_failed_trial_is_not_quoted_in_the_log",
     ),
     Mutation(
+        "2", "let TRL quote completions without a reward", "components/shared/grpo.py",
+        "setLevel(logging.ERROR)", "setLevel(logging.WARNING)",
+        f"{_TESTS}/test_text.py::"
+        "test_a_completion_that_no_judge_scores_is_not_quoted_in_the_log",
+    ),
+    Mutation(
         "keys", "log the seal key", _STEP, _SEALED,
         _SEALED + '        import os\n\n        print(os.environ["BACKBURN_SEAL_KEY"])\n',
         f"{_TESTS}/test_keys.py::test_an_attack_writes_no_secret",

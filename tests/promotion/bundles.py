@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -92,7 +93,10 @@ class Shelf:
 
     def put(self, flaw: Flaw = INTACT, run: str | None = None) -> str:
         """Register a version; of an MLflow run that is there already, if one is given."""
-        made = self.folder / f"made-{len(list(self.folder.glob('made-*')))}"
+        with TemporaryDirectory(dir=self.folder) as made:
+            return self._put(Path(made), flaw, run)
+
+    def _put(self, made: Path, flaw: Flaw, run: str | None) -> str:
         evidence = self.write(made / "bundle", flaw)
         shutil.copytree(self.model, made / "model")
         flaw.spoil(made / "bundle", made / "model")
