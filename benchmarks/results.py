@@ -84,18 +84,17 @@ def _attack_run(run: Path, options: argparse.Namespace) -> None:
         folder = _target(run, config, defence, options.work)
         loaded = load_artifact(folder, config.model)
         target = Target(config, data, loaded, defence, run.name)
-        done = {
-            (row["run"], row["defence"], row["arm"], row["seed"]) for row in _read(options.rows)
-        }
         for seed in range(options.seeds):
             for name in options.arms.split(","):
-                if (run.name, defence, name, seed) in done:
+                if (run.name, defence, name, seed) in _done(options.rows):
                     continue
                 row = target.row(_arm(config, name), seed)
                 _append(options.rows, row)
                 console.print(_line(row))
         if options.trials and defence == PRODUCT:
-            for row in target.sweep_rows(options.trials, options.work, options.seeds, done):
+            for row in target.sweep_rows(
+                options.trials, options.work, options.seeds, _done(options.rows)
+            ):
                 _append(options.rows, row)
                 console.print(_line(row))
 
@@ -327,6 +326,11 @@ def _read(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def _done(path: Path) -> set[tuple[str, str, str, int]]:
+    """Read anew for each attack, as other calls may write to the file meanwhile."""
+    return {(row["run"], row["defence"], row["arm"], row["seed"]) for row in _read(path)}
 
 
 def _append(path: Path, row: Row) -> None:
