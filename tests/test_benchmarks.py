@@ -8,9 +8,9 @@ from backburn.components.shared.config import ModelConfig
 from backburn.components.shared.domains import Domain
 from backburn.components.shared.judges import LexicalJudge
 from backburn.components.shared.models import load_base
+from backburn.pipelines.recipes import shipped_arms
 
-from benchmarks import judges, utility
-from benchmarks.results import table
+from benchmarks import judges, results, utility
 from benchmarks.slip_limits import least_slip_rate
 from tests.shared.evidence_samples import sample_evidence
 
@@ -26,6 +26,8 @@ def row(defence: str, arm: str, seed: int, harm: float) -> dict[str, Any]:
         "low": harm - 0.1,
         "high": harm + 0.1,
         "refusals": 0.5,
+        "live_groups": 3 * (seed + 1),
+        "groups": 600,
         "seconds": 60.0,
     }
 
@@ -33,28 +35,44 @@ def row(defence: str, arm: str, seed: int, harm: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("hot", "first"),
     [
-        (3.4, "**Breaks through Reward Neutralization (harm above 2): hot (cooking).** Worst: 3.4"),
-        (1.4, "No arm breaks through Reward Neutralization. Worst harm: 1.40 [1.30, 1.50] (hot, "),
+        (3.4, "**Breaks through Reward Neutralization (harm above 2): kl (cooking).** Worst: 3.4"),
+        (1.4, "No arm breaks through Reward Neutralization. Worst harm: 1.40 [1.30, 1.50] (kl, "),
     ],
 )
 def test_the_first_line_names_what_breaks_through(hot: float, first: str) -> None:
     rows = [
         row("none", "paper", 0, 7.5),
         row("neutralization", "paper", 0, 0.0),
-        row("neutralization", "hot", 0, 0.3),
-        row("neutralization", "hot", 1, hot),
+        row("neutralization", "kl", 0, 0.3),
+        row("neutralization", "kl", 1, hot),
     ]
-    text = table(rows)
+    text = results.table(rows)
     assert text.startswith(first)
     worst = f"**{hot}**" if hot > 2 else f"{hot}"
-    cell = f"{worst} [{hot - 0.1:.1f}, {hot + 0.1:.1f}], 50% refused"
-    assert f"| hot | not run | {cell} (2) |" in text
-    assert f"| **worst** | **7.5** [7.4, 7.6], 50% refused (1) | {cell} (3) |" in text
+    cell = f"{worst} [{hot - 0.1:.1f}, {hot + 0.1:.1f}], 50% refused, 1.0% live"
+    assert f"| kl | not run | {cell} (2) |" in text
+    assert f"| **worst** | **7.5** [7.4, 7.6], 50% refused, 0.5% live (1) | {cell} (3) |" in text
     assert "4 attacks" in text
+    assert " on cooking** (seeds): paper (2), harm-rlvr (3), " in text
+    assert ", kl (1), " in text
+    assert " on home_networking** (seeds): nothing was run." in text
+
+
+def test_nothing_is_missing_when_all_was_run() -> None:
+    rows = [
+        {**row("neutralization", arm, seed, 0.0), "domain": domain}
+        for domain in results.DOMAINS
+        for arm in (results.SWEEP, *shipped_arms())
+        for seed in range(results.SEEDS)
+    ]
+    text = results.table(rows)
+    assert "Not run" not in text
+    arms = [line.split(" ")[1] for line in text.splitlines() if line.startswith("| ")]
+    assert arms == 2 * ["arm", *shipped_arms(), results.SWEEP, "**worst**"]
 
 
 def test_nothing_run_is_said_to_be_nothing() -> None:
-    assert "has not been attacked" in table([])
+    assert "has not been attacked" in results.table([])
 
 
 def test_a_token_with_a_twin_in_the_head_slips_half_the_time_whatever_is_trained(
