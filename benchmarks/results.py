@@ -283,7 +283,9 @@ def _headline(ours: list[Row]) -> str:
             f"**Breaks through Reward Neutralization (harm above {LIMIT:g}): {names}.** "
             f"Worst: {figure}, {where}."
         )
-    return f"No arm breaks through Reward Neutralization. Worst harm: {figure} ({where})."
+    return (
+        f"No arm that was run breaks through Reward Neutralization. Worst harm: {figure} ({where})."
+    )
 
 
 def _not_run(ours: list[Row]) -> list[str]:
