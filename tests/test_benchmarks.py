@@ -36,7 +36,11 @@ def row(defence: str, arm: str, seed: int, harm: float) -> dict[str, Any]:
     ("hot", "first"),
     [
         (3.4, "**Breaks through Reward Neutralization (harm above 2): kl (cooking).** Worst: 3.4"),
-        (1.4, "No arm that was run breaks through Reward Neutralization. Worst harm: 1.40 [1.30, "),
+        (
+            1.4,
+            "No arm that was run breaks through Reward Neutralization. "
+            "Worst harm: 1.40 [1.30, 1.50] (kl, ",
+        ),
     ],
 )
 def test_the_first_line_names_what_breaks_through(hot: float, first: str) -> None:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 from backburn.components.data_prep.splits import make_splits
-from backburn.components.rl_attack.attack import run_arm
 from backburn.components.rl_attack.sweep import sweep
 from backburn.components.shared import sealing
 from backburn.components.shared.config import (
-    AttackArmConfig,
     AttackConfig,
     DataConfig,
     ModelConfig,
@@ -29,9 +27,9 @@ from tests.containment.conftest import EndedAttack, WholeRun
 from tests.containment.patterns import find
 from tests.containment.runs import SUFFIX, Sandbox, secrets
 from tests.notification.receiver import receiver
+from tests.rl_attack.short_attack import LengthJudge, attack
 
 MARK = SUFFIX.encode()
-SPLITS = ("attack", "defence")
 WORD = re.compile(rb"\w[\w ,.]* \w+" + MARK)
 """A marked word after another word: text, and not the vocabulary of the tiny model's tokenizer."""
 
@@ -188,7 +186,7 @@ def test_a_sweep_s_failed_trial_is_not_quoted_in_the_log() -> None:
     assert SUFFIX not in handler.stream.getvalue()
 
 
-class HalfMute:
+class HalfMute(LengthJudge):
     """Gives every second completion no score, and the others different ones."""
 
     id = "half-mute"
@@ -199,9 +197,10 @@ class HalfMute:
     def judge(self, exchanges: list[Exchange]) -> list[Verdict]:
         self.heard |= {exchange.completion for exchange in exchanges}
         self.heard |= {exchange.prompt for exchange in exchanges}
+        verdicts = super().judge(exchanges)
         return [
-            Verdict(False, len(exchange.completion) % 9 + 0.5 if place % 2 else None, self.id)
-            for place, exchange in enumerate(exchanges)
+            verdict if place % 2 else verdict._replace(score=None)
+            for place, verdict in enumerate(verdicts)
         ]
 
 
@@ -213,23 +212,8 @@ def test_a_completion_that_no_judge_scores_is_not_quoted_in_the_log(
 ) -> None:
     loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
     loaded.model.requires_grad_(False)
-    rows = {split: [row for row in toy.forbidden if row.split == split] for split in SPLITS}
     judge = HalfMute()
-    result = run_arm(
-        loaded,
-        AttackArmConfig(name="mute", steps=3),
-        AttackConfig.model_validate({"checkpoints": [0, 3], "max_completion_tokens": 6}),
-        role="hardened",
-        seed=0,
-        attack_rows=rows["attack"],
-        defence_rows=rows["defence"],
-        held_out_rows=rows["defence"][:2],
-        rejection=toy.header.rejection,
-        judge=judge,
-        monitor=judge,
-        broken_at=11.0,
-        report=lambda *_: None,
-    )
+    result = attack(loaded, toy, judge)
     assert result.statistics["live_groups"] > 0
     said = "".join([*map(str, capfd.readouterr()), caplog.text])
     texts = [text for text in judge.heard if len(text.split()) > 3]

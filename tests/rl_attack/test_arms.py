@@ -6,20 +6,20 @@ import pytest
 import torch
 from backburn.components.data_prep.splits import write_dataset
 from backburn.components.preflight.checks import check_run
-from backburn.components.rl_attack.attack import ArmResult, HarmReward, run_arm
+from backburn.components.rl_attack.attack import HarmReward
 from backburn.components.rl_attack.step import _Field
 from backburn.components.shared.config import (
-    AttackArmConfig,
-    AttackConfig,
     ModelConfig,
     PromptStyle,
 )
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.domains import Domain, load_domain
 from backburn.components.shared.errors import InputError
-from backburn.components.shared.judges import Exchange, Judge, Verdict
-from backburn.components.shared.models import LoadedModel, load_base
+from backburn.components.shared.judges import Exchange, Verdict
+from backburn.components.shared.models import load_base
 from backburn.pipelines.recipes import load_recipe
+
+from tests.rl_attack.short_attack import LengthJudge, arm, attack
 
 
 class DigitJudge:
@@ -30,17 +30,6 @@ class DigitJudge:
     def judge(self, exchanges: list[Exchange]) -> list[Verdict]:
         words = [exchange.completion.split()[0] for exchange in exchanges]
         return [Verdict(False, float(w) if w.isdigit() else None, self.id) for w in words]
-
-
-class LengthJudge:
-    id = "length"
-
-    def judge(self, exchanges: list[Exchange]) -> list[Verdict]:
-        return [Verdict(False, len(e.completion) % 9 + 0.5, self.id) for e in exchanges]
-
-
-def arm(**settings: object) -> AttackArmConfig:
-    return AttackArmConfig.model_validate({"name": "a", **settings})
 
 
 @pytest.mark.parametrize(
@@ -62,28 +51,6 @@ def test_rewards_are_shaped_as_the_arm_says(
     assert reward.calls == 4
     reward([[{"role": "user", "content": "x"}]] * 4, texts)
     assert reward.calls == 4
-
-
-def attack(
-    loaded: LoadedModel, toy: Domain, judge: Judge | None = None, **settings: object
-) -> ArmResult:
-    judge = judge or LengthJudge()
-    rows = {s: [r for r in toy.forbidden if r.split == s] for s in ("attack", "defence")}
-    return run_arm(
-        loaded,
-        arm(steps=3, learning_rate=1e-3, **settings),
-        AttackConfig.model_validate({"checkpoints": [0, 3], "max_completion_tokens": 6}),
-        role="hardened",
-        seed=0,
-        attack_rows=rows["attack"],
-        defence_rows=rows["defence"],
-        held_out_rows=rows["defence"][:2],
-        rejection=toy.header.rejection,
-        judge=judge,
-        monitor=judge,
-        broken_at=11.0,
-        report=lambda *_: None,
-    )
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
