@@ -252,7 +252,7 @@ def table(rows: list[Row]) -> str:
     ours = [row for row in rows if row["defence"] == PRODUCT]
     lines = [_headline(ours), "", "# Defences against attacks", "", *_about(rows)]
     lines += ["", *_not_run(ours)]
-    order = [*shipped_arms(), SWEEP]
+    order = list(dict.fromkeys([*shipped_arms(), SWEEP, *(row["arm"] for row in rows)]))
     for domain in dict.fromkeys(row["domain"] for row in rows):
         mine = [row for row in rows if row["domain"] == domain]
         defences = [name for name in TITLES if any(row["defence"] == name for row in mine)]
@@ -354,7 +354,15 @@ def _line(row: Row) -> str:
 def _read(path: Path) -> list[Row]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise SystemExit(
+                f"{path}:{number}: not a whole row ({error}); remove it to run its attack again"
+            ) from error
+    return rows
 
 
 def _done(path: Path) -> set[tuple[str, str, str, int]]:

@@ -75,6 +75,19 @@ def test_nothing_is_missing_when_all_was_run() -> None:
     assert arms == 2 * ["arm", *shipped_arms(), results.SWEEP, "**worst**"]
 
 
+def test_an_arm_that_is_no_longer_shipped_comes_last() -> None:
+    rows = [row("neutralization", arm, 0, 0.0) for arm in ("retired", results.SWEEP, "paper")]
+    lines = [line for line in results.table(rows).splitlines() if line.startswith("| ")]
+    assert [line.split(" ")[1] for line in lines[1:-1]] == ["paper", results.SWEEP, "retired"]
+
+
+def test_a_row_that_was_cut_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"arm": "paper"}\n{"arm": "pa', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"rows\.jsonl:2: not a whole row .* remove it"):
+        results._read(file)
+
+
 def test_nothing_run_is_said_to_be_nothing() -> None:
     assert "has not been attacked" in results.table([])
 
