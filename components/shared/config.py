@@ -1179,7 +1179,8 @@ class ComputeConfig(Section):
     )
     retries: NonNegativeInt = Field(1, description="Retries of a failed task on a cluster.")
     threads: NonNegativeInt = Field(
-        0, description="CPU threads per process of a task; 0: share the cores."
+        0,
+        description="CPU threads per process of a task; 0: share the cores or the container limit.",
     )
     processes: Annotated[int, Field(ge=1, le=8)] = Field(
         1,

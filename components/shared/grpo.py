@@ -8,6 +8,8 @@
   term, and no KL term or one to the very weights it starts from. It needs no forward and no
   backward pass. Until the first live group, weights and optimiser state stay bit-identical; after
   it, AdamW's momentum goes on moving the weights, as it does in TRL.
+- Without such terms, a completion without an advantage adds nothing to the gradient of other steps
+  either: it is not read.
 - On a CPU, a prompt is read once for its whole group instead of once a completion.
 - Of several processes each reads some of a step's completions. Log-probabilities are exchanged
   and gradients added up here, so TRL goes on as if it were alone with all of them. Where they
@@ -287,6 +289,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         self._statistics: StepStatistics | None = None
         self._entropy: float | None = None
         self._idle = False
+        self._advantages: torch.Tensor | None = None
         self._rows_at_once = 1
         args.max_steps = groups.steps - start
         rows = [{"prompt": prompt} for prompt in groups.prompts[start * groups.per_step :]]
@@ -385,6 +388,24 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
                 output["advantages"][first : first + self._groups.size] = 0.0
         return output
 
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        self._advantages = inputs["advantages"]
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._advantages = None
+
+    def _without_gradient(self, model: Any, rows: int) -> torch.Tensor:
+        """Which completions need not be read: those that only an advantage could make count."""
+        if (
+            self._advantages is None
+            or self.beta
+            or getattr(self.args, "entropy_coef", 0.0)
+            or is_sharded(model)
+        ):
+            return torch.zeros(rows, dtype=torch.bool)
+        return (self._advantages == 0.0).cpu()
+
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
@@ -395,10 +416,46 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         compute_entropy: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        count, mask = len(input_ids), attention_mask[:, -logits_to_keep:]
+        count = len(input_ids)
+        unread = self._without_gradient(model, count)
         own = distributed.own_rows(count) or range(1)
-        input_ids = input_ids[own.start : own.stop]
-        attention_mask = attention_mask[own.start : own.stop]
+        # One that has nothing to read reads something in vain: all processes take part.
+        rows = [row for row in own if not unread[row]] or [own[0]]
+        logps, entropies = self._read(
+            model,
+            input_ids[rows],
+            attention_mask[rows],
+            logits_to_keep,
+            batch_size=batch_size,
+            compute_entropy=compute_entropy,
+            **kwargs,
+        )
+        places = torch.tensor([row - own[0] for row in rows], device=logps.device)
+
+        def joined(values: torch.Tensor) -> torch.Tensor:
+            """Of all completions, in order; 0 for those not read."""
+            if len(rows) < len(own):
+                nothing = values.new_zeros(len(own), logits_to_keep)
+                values = nothing.index_copy(0, places, values)
+            return distributed.joined_rows(values, count)
+
+        logps = joined(logps)
+        if entropies is None:
+            return logps, None, None
+        entropies = joined(entropies)
+        mask = attention_mask[:, -logits_to_keep:] * ~unread.unsqueeze(1).to(entropies.device)
+        self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
+        return logps, entropies if compute_entropy else None, None
+
+    def _read(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities and entropies of some completions; shape (rows, logits_to_keep)."""
         vocabulary = self._loaded.model.config.vocab_size
         limit = memory.limits().get(_PASS, len(input_ids))
         self._rows_at_once = len(input_ids)
@@ -419,20 +476,16 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
                     attention_mask[first : first + most],
                     logits_to_keep,
                     again=len(input_ids) > most,
-                    batch_size=batch_size,
-                    compute_entropy=compute_entropy,
                     **kwargs,
                 )
                 for first in range(0, len(input_ids), most)
             ]
-            logps = distributed.joined_rows(torch.cat([part[0] for part in parts]), count)
-            if not compute_entropy:
-                return logps, None, None
-            entropies = distributed.joined_rows(torch.cat([part[1] for part in parts]), count)
-            self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
-            return logps, entropies, None
+            logps = torch.cat([part[0] for part in parts])
+            if not kwargs["compute_entropy"]:
+                return logps, None
+            return logps, torch.cat([part[1] for part in parts])
         with mixed_precision():
-            logps, entropies = shared_prefix_log_probabilities(
+            return shared_prefix_log_probabilities(
                 model,
                 self._loaded,
                 input_ids,
@@ -441,10 +494,6 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
                 self.temperature,
                 entropy_gradient=bool(getattr(self.args, "entropy_coef", 0.0)),
             )
-        logps = distributed.joined_rows(logps, count)
-        entropies = distributed.joined_rows(entropies, count)
-        self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
-        return logps, entropies if compute_entropy else None, None
 
     def _read_rows(
         self,

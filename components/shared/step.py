@@ -114,12 +114,17 @@ def _without_message(step: str, error: Exception) -> str:
 
 
 def use_threads(config: RunConfig, tasks_side_by_side: int = 1) -> None:
-    """Set torch's threads: as configured, else the cores shared with the processes beside it."""
+    """Set torch's threads: as configured, else the cores shared with the processes beside it.
+
+    A container's CPU limit counts, not its node's cores.
+    """
     import torch
+    from joblib import cpu_count
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    cores = len(os.sched_getaffinity(0))
-    threads = config.compute.threads or max(1, cores // (tasks_side_by_side * processes_here()))
+    threads = config.compute.threads or max(
+        1, cpu_count() // (tasks_side_by_side * processes_here())
+    )
     torch.set_num_threads(threads)

@@ -150,6 +150,36 @@ def test_a_live_group_moves_the_adapter(tiny_base: Path, toy: Domain, tmp_path: 
     assert all(item.live_groups == 1 and not item.idle for item in history)
 
 
+@pytest.mark.parametrize("settings", [{}, {"loss": "grpo"}, {"beta": 0.1}, {"entropy": 0.01}])
+def test_completions_without_an_advantage_are_read_only_for_a_kl_or_entropy_term(
+    tiny_base: Path, toy: Domain, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    def scores(texts: Sequence[str]) -> list[float]:
+        return [0.0, 1.0] + [0.5] * (len(texts) - 2)  # an exact mean of 0.5
+
+    ends = []
+    for whole in (True, False):
+        read: list[int] = []
+
+        class Watched(GroupTrainer):
+            def _read(self, model: Any, ids: torch.Tensor, *rest: Any, **named: Any) -> Any:
+                if torch.is_grad_enabled():
+                    read.append(len(ids))  # noqa: B023
+                return super()._read(model, ids, *rest, **named)
+
+            def _without_gradient(self, model: Any, rows: int) -> torch.Tensor:
+                skipped = super()._without_gradient(model, rows)
+                return torch.zeros_like(skipped) if whole else skipped  # noqa: B023
+
+        _, history, made = train(tiny_base, toy, tmp_path / str(whole), scores, Watched, **settings)
+        every = whole or "beta" in settings or "entropy" in settings
+        assert read == [GROUP if every else 2] * STEPS
+        assert all(item.entropy and item.entropy > 0.1 for item in history)
+        ends.append(adapter(made.model))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-5)
+
+
 def test_momentum_moves_the_weights_in_idle_steps_as_it_does_in_stock(
     tiny_base: Path, toy: Domain, tmp_path: Path
 ) -> None:

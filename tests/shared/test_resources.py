@@ -13,6 +13,7 @@ from backburn.components.shared.errors import MemoryLimitError, TrainingDiverged
 from backburn.components.shared.memory import in_parts_that_fit
 from backburn.components.shared.models import LoadedModel, add_lora, load_base
 from backburn.components.shared.sampling import draw_completions
+from backburn.components.shared.step import use_threads
 from backburn.components.shared.supervised import (
     Example,
     adapter_optimizer,
@@ -32,6 +33,24 @@ def _no_limits() -> Iterator[None]:
 @pytest.fixture
 def tiny(tiny_base: Any, smoke: Any) -> LoadedModel:
     return load_base(tiny_base, smoke.model)
+
+
+def test_a_container_gets_threads_for_its_cpu_limit_not_for_its_nodes_cores(
+    smoke: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("joblib.externals.loky.backend.context.os.cpu_count", lambda: 96)
+    monkeypatch.setattr(
+        "joblib.externals.loky.backend.context._cpu_count_affinity", lambda count: count
+    )
+    monkeypatch.setattr("joblib.externals.loky.backend.context._cpu_count_cgroup", lambda count: 3)
+    try:
+        for threads, side_by_side, expected in [(0, 1, 3), (0, 2, 1), (0, 8, 1), (4, 2, 4)]:
+            compute = smoke.compute.model_copy(update={"threads": threads})
+            use_threads(smoke.model_copy(update={"compute": compute}), side_by_side)
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 BATCH = [
