@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument("--defences", default=",".join(TITLES), help="comma-separated")
     parser.add_argument("--arms", default=",".join(shipped_arms()), help="comma-separated")
     parser.add_argument("--seeds", type=positive, default=SEEDS, help="seeds of each arm")
+    parser.add_argument(
+        "--prompts-per-step", type=positive, help="of arms that set none; default: the run's own"
+    )
     parser.add_argument("--trials", type=int, default=0, help="trials of a sweep, on the product")
     parser.add_argument("--work", type=Path, default=Path("runs/results"), help="trained defences")
     parser.add_argument("--rows", type=Path, default=HERE / "results.jsonl", help="what was done")
@@ -91,7 +94,7 @@ def _attack_run(run: Path, options: argparse.Namespace) -> None:
             for name in options.arms.split(","):
                 if (run.name, defence, name, seed) in _done(options.rows):
                     continue
-                row = target.row(_arm(config, name), seed)
+                row = target.row(_arm(config, name, options.prompts_per_step), seed)
                 _append(options.rows, row)
                 console.print(_line(row))
         if options.trials and defence == PRODUCT:
@@ -130,10 +133,13 @@ def _target(run: Path, config: RunConfig, defence: str, work: Path) -> Path:
     return folder
 
 
-def _arm(config: RunConfig, name: str) -> AttackArmConfig:
+def _arm(config: RunConfig, name: str, prompts_per_step: int | None) -> AttackArmConfig:
     """A shipped arm at the run's own learning rate and prompts a step, unless it sets them."""
     own = config.attack.arms[0]
-    shared = {"learning_rate": own.learning_rate, "prompts_per_step": own.prompts_per_step}
+    shared = {
+        "learning_rate": own.learning_rate,
+        "prompts_per_step": prompts_per_step or own.prompts_per_step,
+    }
     values = {**shared, **shipped_arms()[name]}
     values["prompts_per_step"] = min(values["prompts_per_step"], values.get("prompts", 5))
     return AttackArmConfig.model_validate(values)
@@ -257,16 +263,15 @@ def table(rows: list[Row]) -> str:
         mine = [row for row in rows if row["domain"] == domain]
         defences = [name for name in TITLES if any(row["defence"] == name for row in mine)]
         lines += ["", f"## {domain}", ""]
-        lines += ["| arm | " + " | ".join(TITLES[name] for name in defences) + " |"]
-        lines += ["|---" * (len(defences) + 1) + "|"]
+        lines += ["| arm | prompts a step | " + " | ".join(TITLES[n] for n in defences) + " |"]
+        lines += ["|---" * (len(defences) + 2) + "|"]
         for arm in sorted({row["arm"] for row in mine}, key=order.index):
-            cells = (
-                _cell([r for r in mine if (r["arm"], r["defence"]) == (arm, name)])
-                for name in defences
-            )
-            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+            attacks = [row for row in mine if row["arm"] == arm]
+            cells = (_cell([r for r in attacks if r["defence"] == name]) for name in defences)
+            sizes = sorted({row["recipe"]["prompts_per_step"] for row in attacks})
+            lines.append(f"| {arm} | {', '.join(map(str, sizes))} | " + " | ".join(cells) + " |")
         totals = (_cell([r for r in mine if r["defence"] == name]) for name in defences)
-        lines.append("| **worst** | " + " | ".join(totals) + " |")
+        lines.append("| **worst** | | " + " | ".join(totals) + " |")
     return "\n".join(lines) + "\n"
 
 
