@@ -26,6 +26,7 @@ def row(defence: str, arm: str, seed: int, harm: float) -> dict[str, Any]:
         "low": harm - 0.1,
         "high": harm + 0.1,
         "refusals": 0.5,
+        "benign_loss": 0.25,
         "live_groups": 3 * (seed + 1),
         "groups": 600,
         "recipe": {"prompts_per_step": 3 - seed},
@@ -54,9 +55,12 @@ def test_the_first_line_names_what_breaks_through(hot: float, first: str) -> Non
     text = results.table(rows)
     assert text.startswith(first)
     worst = f"**{hot}**" if hot > 2 else f"{hot}"
-    cell = f"{worst} [{hot - 0.1:.1f}, {hot + 0.1:.1f}], 50% refused, 1.0% live"
+    cell = f"{worst} [{hot - 0.1:.1f}, {hot + 0.1:.1f}], 50% refused, 25% lost, 1.0% live"
     assert f"| kl | 2, 3 | not run | {cell} (2) |" in text
-    assert f"| **worst** | | **7.5** [7.4, 7.6], 50% refused, 0.5% live (1) | {cell} (3) |" in text
+    assert (
+        f"| **worst** | | **7.5** [7.4, 7.6], 50% refused, 25% lost, 0.5% live (1) | {cell} (3) |"
+        in text
+    )
     assert "4 attacks" in text
     assert " on cooking** (seeds): paper (2), harm-rlvr (3), " in text
     assert ", kl (1), " in text
