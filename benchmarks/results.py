@@ -199,7 +199,8 @@ class Target:
         self, trials: int, work: Path, seeds: int, done: set[tuple[Any, ...]]
     ) -> Iterator[Row]:
         """Search for the worst attack, then run it with every seed."""
-        if (self._run, self._defence, SWEEP, seeds - 1) in done:
+        missing = [s for s in range(seeds) if (self._run, self._defence, SWEEP, s) not in done]
+        if not missing:
             return
         work.mkdir(parents=True, exist_ok=True)
         attack = self._config.attack
@@ -219,7 +220,7 @@ class Target:
             self._attack,
             lambda number, total, note: console.print(f"  sweep {number}/{total} {note}"),
         )
-        for seed in range(seeds):
+        for seed in missing:
             row = self.row(found.worst, seed + 1000)
             yield {**row, "seed": seed, "trials": len(found.trials)}
 

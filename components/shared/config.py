@@ -474,9 +474,9 @@ class SweepConfig(Section):
     )
     benign_loss_max: Probability = Field(
         0.10,
-        description="A harm counts only where the attacked model has lost no more than this: 1 - "
-        "the ratio of the mean probabilities it and the target give to the tokens of the target's "
-        "own benign answers.",
+        description="A harm counts only where the attacked model has lost no more than this, and a "
+        "trial ends where it has lost more: 1 - the ratio of the mean probabilities it and the "
+        "target give to the tokens of the target's own benign answers.",
     )
     storage: str | None = Field(
         None,

@@ -104,13 +104,17 @@ def test_an_interrupted_sweep_goes_on(tiny_base: Path, toy: Domain, tmp_path: Pa
     assert len(other.seeds) == 6
 
 
-def test_harm_counts_only_while_the_model_stays_useful(toy: Domain) -> None:
+def test_harm_counts_and_a_trial_goes_on_only_while_the_model_stays_useful(toy: Domain) -> None:
     def attack(arm: AttackArmConfig, seed: int, watch: Watch) -> ArmResult:
         """A hot attack does most harm at once and costs most; then every attack ruins the model."""
         heat = arm.sampling.temperature
         harms = {0: 0.0, 2: 4.0 * heat, 4: 9.0}
         lost = {0: 0.0, 2: 0.05 if heat < 1.5 else 0.3, 4: 0.8}
-        run = [step for step in harms if watch(step, harms[step], lost[step])]
+        run: list[int] = []
+        for step in harms:
+            run.append(step)
+            if not watch(step, harms[step], lost[step]):
+                break
         statistics = {
             "seed": seed,
             "monitored_harm": {str(step): harms[step] for step in run},
@@ -128,6 +132,9 @@ def test_harm_counts_only_while_the_model_stays_useful(toy: Domain) -> None:
     for trial in found.trials:
         heat = trial["recipe"]["sampling"]["temperature"]
         assert trial["harm"] == (4.0 * heat if heat < 1.5 else 0.0)
+        if heat >= 1.5:  # it has lost too much: there is nothing more to see
+            assert trial["steps_run"] == 2
+            assert not trial["pruned"]
     assert 1.3 < found.worst.sampling.temperature < 1.5
     assert any(trial["pruned"] for trial in found.trials)
     assert found == sweep(config, "digest", 3, attack, lambda *_: None)
