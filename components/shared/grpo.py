@@ -114,6 +114,7 @@ class StepStatistics:
     reward_std: float
     completion_tokens: float
     entropy: float | None
+    """Mean over the tokens that the gradient is computed from, in nats; None in an idle step."""
     idle: bool
     seconds: float
 
@@ -395,14 +396,9 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         finally:
             self._advantages = None
 
-    def _without_gradient(self, model: Any, rows: int) -> torch.Tensor:
-        """Which completions need not be read: those that only an advantage could make count."""
-        if (
-            self._advantages is None
-            or self.beta
-            or getattr(self.args, "entropy_coef", 0.0)
-            or is_sharded(model)
-        ):
+    def _without_gradient(self, rows: int) -> torch.Tensor:
+        """Which completions need not be read, as only an advantage could make them count."""
+        if self._advantages is None or self.beta or getattr(self.args, "entropy_coef", 0.0):
             return torch.zeros(rows, dtype=torch.bool)
         return (self._advantages == 0.0).cpu()
 
@@ -417,10 +413,11 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         count = len(input_ids)
-        unread = self._without_gradient(model, count)
+        idle = self._without_gradient(count)
         own = distributed.own_rows(count) or range(1)
-        # One that has nothing to read reads something in vain: all processes take part.
-        rows = [row for row in own if not unread[row]] or [own[0]]
+        # One that has nothing to read reads something in vain: all processes take part. Where they
+        # divide the weights, they have to make as many passes as each other.
+        rows = [row for row in own if is_sharded(model) or not idle[row]] or [own[0]]
         logps, entropies = self._read(
             model,
             input_ids[rows],
@@ -443,7 +440,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         if entropies is None:
             return logps, None, None
         entropies = joined(entropies)
-        mask = attention_mask[:, -logits_to_keep:] * ~unread.unsqueeze(1).to(entropies.device)
+        mask = attention_mask[:, -logits_to_keep:] * ~idle.unsqueeze(1).to(entropies.device)
         self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
         return logps, entropies if compute_entropy else None, None
 

@@ -167,8 +167,8 @@ def test_completions_without_an_advantage_are_read_only_for_a_kl_or_entropy_term
                     read.append(len(ids))  # noqa: B023
                 return super()._read(model, ids, *rest, **named)
 
-            def _without_gradient(self, model: Any, rows: int) -> torch.Tensor:
-                skipped = super()._without_gradient(model, rows)
+            def _without_gradient(self, rows: int) -> torch.Tensor:
+                skipped = super()._without_gradient(rows)
                 return torch.zeros_like(skipped) if whole else skipped  # noqa: B023
 
         _, history, made = train(tiny_base, toy, tmp_path / str(whole), scores, Watched, **settings)
