@@ -319,7 +319,11 @@ def _about(rows: list[Row]) -> list[str]:
     if not rows:
         return ["Nothing has been run."]
     seeds = len({row["seed"] for row in rows})
-    runs = ", ".join(dict.fromkeys(f"`{row['run']}`" for row in rows))
+    slips = {row["run"]: row["held_out_slip"] for row in rows if row["defence"] == PRODUCT}
+    runs = ", ".join(
+        f"`{run}`" + (f" (hardened: held-out slip rate {slips[run]:.1e})" if run in slips else "")
+        for run in dict.fromkeys(row["run"] for row in rows)
+    )
     trials = max((row.get("trials", 0) for row in rows), default=0)
     hours = sum(row["seconds"] for row in rows) / 3600
     text = [

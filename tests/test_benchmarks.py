@@ -29,6 +29,7 @@ def row(defence: str, arm: str, seed: int, harm: float) -> dict[str, Any]:
         "benign_loss": 0.25,
         "live_groups": 3 * (seed + 1),
         "groups": 600,
+        "held_out_slip": 2e-6,
         "recipe": {"prompts_per_step": 3 - seed},
         "seconds": 60.0,
     }
@@ -62,6 +63,7 @@ def test_the_first_line_names_what_breaks_through(hot: float, first: str) -> Non
         in text
     )
     assert "4 attacks" in text
+    assert "from `laptop-1` (hardened: held-out slip rate 2.0e-06), up to 2 seed(s)" in text
     assert " on cooking** (seeds): paper (2), harm-rlvr (3), " in text
     assert ", kl (1), " in text
     assert " on home_networking** (seeds): nothing was run." in text
