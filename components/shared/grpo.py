@@ -441,7 +441,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             return logps, None, None
         entropies = joined(entropies)
         mask = attention_mask[:, -logits_to_keep:] * ~idle.unsqueeze(1).to(entropies.device)
-        self._entropy = float((entropies.detach() * mask).sum() / mask.sum())
+        self._entropy = float((entropies.detach() * mask).sum() / mask.sum().clamp(min=1))
         return logps, entropies if compute_entropy else None, None
 
     def _read(
