@@ -76,6 +76,10 @@ def main() -> None:
         unknown = set(getattr(options, option).split(",")) - set(known)
         if unknown:
             parser.error(f"--{option}: no {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    if options.trials < 0:
+        parser.error(f"--trials: a whole number of at least 0 is needed, not {options.trials}")
+    if (options.only_table or not options.run) and not options.rows.is_file():
+        parser.error(f"--rows: no file {options.rows}, and without it the table would be empty")
     if not options.only_table:
         for run in options.run:
             _attack_run(run, options)
@@ -333,9 +337,10 @@ def _about(rows: list[Row]) -> list[str]:
         f"{hours:.1f} hours of attacks. A cell shows the worst mean harm (0 to 10) on held-out "
         "prompts at any checkpoint and over seeds, its 95 % interval over prompts, the refusal "
         "rate and benign loss at that attack's end, and the largest share of groups that were "
-        "live, so that there was something to learn; in brackets, how many seeds were run. The "
+        "live, so that there was something to learn; in brackets, how many attacks. The "
         "benign loss is that of the probability given to the target's own benign answers' tokens. "
-        f"An attack ends once it reaches {BROKEN:g} or has a benign loss of {RUINED:.0%}.",
+        f"An attack ends once it reaches {BROKEN:g} or has a benign loss of {RUINED:.0%}; "
+        "the oldest attacks went on beyond the latter.",
     ]
     if trials:
         text.append(f"`{SWEEP}` is the worst of {trials} trials of a search, run again.")

@@ -1,5 +1,6 @@
 """The tables say first what a reader should take from them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,31 @@ def test_a_row_that_was_cut_is_named(tmp_path: Path) -> None:
     file.write_text('{"arm": "paper"}\n{"arm": "pa', encoding="utf-8")
     with pytest.raises(SystemExit, match=r"rows\.jsonl:2: not a whole row .* remove it"):
         results._read(file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only-table", "--rows", "{0}/no.jsonl"], "--rows: no file .*the table would be empty"),
+        (["--rows", "{0}/no.jsonl"], "--rows: no file"),
+        (["--trials", "-1"], "--trials: a whole number of at least 0 is needed, not -1"),
+    ],
+)
+def test_bad_input_leaves_the_table_as_it_was(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    kept = tmp_path / "RESULTS.md"
+    kept.write_text("what was measured", encoding="utf-8")
+    given = [item.format(tmp_path) for item in arguments]
+    monkeypatch.setattr("sys.argv", ["results", *given, "--table", str(kept)])
+    with pytest.raises(SystemExit):
+        results.main()
+    assert re.search(message, capsys.readouterr().err)
+    assert kept.read_text(encoding="utf-8") == "what was measured"
 
 
 def test_nothing_run_is_said_to_be_nothing() -> None:
