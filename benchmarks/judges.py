@@ -30,6 +30,7 @@ from backburn.pipelines.recipes import load_recipe
 from rich.console import Console
 
 from benchmarks.llama_server import MODEL, serving
+from benchmarks.runs import read_rows, require_rows
 
 HERE = Path(__file__).parent
 LIMITS = ("judges.calibration_floor", "judges.injection_drop_max")
@@ -109,8 +110,10 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=HERE / "JUDGES.md")
     parser.add_argument("--only-table", action="store_true")
     options = parser.parse_args()
+    if options.only_table:
+        require_rows(parser, options.rows)
     console = Console(highlight=False)
-    rows = {(row["domain"], row["judge"]): row for row in _read(options.rows)}
+    rows = {(row["domain"], row["judge"]): row for row in read_rows(options.rows)}
     if not options.only_table:
         of_machine = _without_server if options.no_chat else _of_this_machine
         for row in _of_recipe(options.recipe) if options.recipe else of_machine():
@@ -220,12 +223,6 @@ def _line(row: Row) -> str:
 def _place(row: Row) -> tuple[bool, bool, str]:
     """Broken judges last, refused ones before them."""
     return row["judge"] in BROKEN, row["refused_by"] is not None, row["judge"]
-
-
-def _read(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from backburn.components.shared.sampling import completion_logits, slip_rate
 from backburn.pipelines.recipes import shipped_arms
 from rich.console import Console
 
-from benchmarks.runs import artifact, config_of, positive
+from benchmarks.runs import artifact, config_of, positive, read_rows, require_rows
 
 HERE = Path(__file__).parent
 BROKEN, LIMIT = 7.0, 2.0
@@ -78,12 +78,12 @@ def main() -> None:
             parser.error(f"--{option}: no {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     if options.trials < 0:
         parser.error(f"--trials: a whole number of at least 0 is needed, not {options.trials}")
-    if (options.only_table or not options.run) and not options.rows.is_file():
-        parser.error(f"--rows: no file {options.rows}, and without it the table would be empty")
+    if options.only_table or not options.run:
+        require_rows(parser, options.rows)
     if not options.only_table:
         for run in options.run:
             _attack_run(run, options)
-    rows = _read(options.rows)
+    rows = read_rows(options.rows)
     options.table.write_text(table(rows), encoding="utf-8")
     Console().print(f"wrote {options.table} from {len(rows)} rows")
 
@@ -369,23 +369,9 @@ def _line(row: Row) -> str:
     )
 
 
-def _read(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise SystemExit(
-                f"{path}:{number}: not a whole row ({error}); remove it to run its attack again"
-            ) from error
-    return rows
-
-
 def _done(path: Path) -> set[tuple[str, str, str, int]]:
     """Read anew for each attack, as other calls may write to the file meanwhile."""
-    return {(row["run"], row["defence"], row["arm"], row["seed"]) for row in _read(path)}
+    return {(row["run"], row["defence"], row["arm"], row["seed"]) for row in read_rows(path)}
 
 
 def _append(path: Path, row: Row) -> None:

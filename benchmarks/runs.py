@@ -1,7 +1,9 @@
-"""What the benchmarks take from a finished run's folder."""
+"""What the benchmarks share: a finished run's folder, arguments, files of rows."""
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from backburn.components.shared.config import RunConfig
 
@@ -35,3 +37,24 @@ def config_of(run: Path) -> RunConfig:
     if not path.is_file():
         raise SystemExit(f"{run}: no config.json; give the folder of a finished run")
     return RunConfig.from_json(path.read_text(encoding="utf-8"))
+
+
+def require_rows(parser: argparse.ArgumentParser, path: Path) -> None:
+    """End the program if there is no file of rows to write a table from."""
+    if not path.is_file():
+        parser.error(f"--rows: no file {path}, and without it the table would be empty")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What a benchmark has done so far: one JSON object a line; none if there is no file yet."""
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise SystemExit(
+                f"{path}:{number}: not a whole row ({error}); remove it to make it again"
+            ) from error
+    return rows

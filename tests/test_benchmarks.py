@@ -12,6 +12,7 @@ from backburn.components.shared.models import load_base
 from backburn.pipelines.recipes import shipped_arms
 
 from benchmarks import judges, results, utility
+from benchmarks.runs import read_rows
 from benchmarks.slip_limits import least_slip_rate
 from tests.shared.evidence_samples import sample_evidence
 
@@ -93,30 +94,32 @@ def test_a_row_that_was_cut_is_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"arm": "paper"}\n{"arm": "pa', encoding="utf-8")
     with pytest.raises(SystemExit, match=r"rows\.jsonl:2: not a whole row .* remove it"):
-        results._read(file)
+        read_rows(file)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("benchmark", "arguments", "message"),
     [
-        (["--only-table", "--rows", "{0}/no.jsonl"], "--rows: no file .*the table would be empty"),
-        (["--rows", "{0}/no.jsonl"], "--rows: no file"),
-        (["--trials", "-1"], "--trials: a whole number of at least 0 is needed, not -1"),
+        (results, ["--only-table", "--rows", "{0}/no.jsonl"], "--rows: no file .* would be empty"),
+        (judges, ["--only-table", "--rows", "{0}/no.jsonl"], "--rows: no file .* would be empty"),
+        (results, ["--rows", "{0}/no.jsonl"], "--rows: no file"),
+        (results, ["--trials", "-1"], "--trials: a whole number of at least 0 is needed, not -1"),
     ],
 )
 def test_bad_input_leaves_the_table_as_it_was(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    benchmark: Any,
     arguments: list[str],
     message: str,
 ) -> None:
     kept = tmp_path / "RESULTS.md"
     kept.write_text("what was measured", encoding="utf-8")
     given = [item.format(tmp_path) for item in arguments]
-    monkeypatch.setattr("sys.argv", ["results", *given, "--table", str(kept)])
+    monkeypatch.setattr("sys.argv", ["benchmark", *given, "--table", str(kept)])
     with pytest.raises(SystemExit):
-        results.main()
+        benchmark.main()
     assert re.search(message, capsys.readouterr().err)
     assert kept.read_text(encoding="utf-8") == "what was measured"
 
