@@ -11,7 +11,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +23,7 @@ import mlflow.artifacts
 from backburn.components.shared.config import RunConfig, without_password
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.storage import sha256_text
+from filelock import FileLock
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
@@ -47,6 +48,7 @@ URI_VARIABLE = "BACKBURN_TRACKING_URI"
 _KFP_TAG = "kfp.pipeline_run_id"
 _PARENT_TAG = "mlflow.parentRunId"
 _PROBE_SECONDS = 10
+_DATABASE_FILE = "sqlite:///"
 _TITLES = {
     "preflight": "1 Preflight",
     "data_prep": "2 Prepare data",
@@ -92,8 +94,15 @@ def _named_uri(config: RunConfig) -> str:
 
 
 def client(config: RunConfig) -> MlflowClient:
-    """MLflow client of the run."""
-    return MlflowClient(tracking_uri=tracking_uri(config))
+    """MLflow client of the run.
+
+    MLflow fills a new database file without a lock, so that of two processes one fails: here one
+    waits for the other.
+    """
+    uri = tracking_uri(config)
+    file = uri.removeprefix(_DATABASE_FILE)
+    with nullcontext() if file == uri else FileLock(f"{file}.lock"):
+        return MlflowClient(tracking_uri=uri)
 
 
 def check_server(config: RunConfig) -> None:

@@ -1,11 +1,13 @@
 """Runs in MLflow: opened here, or adopted from the platform; on real stores."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError
-from backburn.components.shared.tracking import StepRun, open_parent, title_of
+from backburn.components.shared.tracking import StepRun, open_parent, title_of, tracking_uri
 from mlflow.tracking import MlflowClient
 
 from tests.test_floors import STEPS
@@ -129,6 +131,48 @@ def test_a_failing_step_leaves_its_name_and_the_errors_class(store: Store) -> No
     assert parent.data.tags["backburn.failed_step"] == "data_prep"
     assert parent.data.tags["backburn.error"] == "ValueError"
     assert "secret row" not in str(parent.data.tags)
+
+
+def test_several_processes_may_fill_a_new_database_file_at_once(tmp_path: Path) -> None:
+    config = RunConfig.model_validate({"tracking": {"uri": f"sqlite:///{tmp_path}/new.db"}})
+    program = "\n".join(
+        [
+            "import sys",
+            "from backburn.components.shared.config import RunConfig",
+            "from backburn.components.shared.tracking import open_parent",
+            "print('ready', flush=True)",
+            "sys.stdin.readline()",
+            "open_parent(RunConfig.from_json(sys.argv[1]), sys.argv[2])",
+        ]
+    )
+    names = ("one", "two", "three")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, config.to_json(), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    ended = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        _, error = process.communicate(timeout=120)
+        ended.append((process.returncode, error[-500:]))
+    assert [code for code, _ in ended] == [0, 0, 0], ended
+    mlflow = MlflowClient(tracking_uri(config))
+    experiment = mlflow.get_experiment_by_name(config.tracking.experiment)
+    assert experiment is not None
+    runs = mlflow.search_runs([experiment.experiment_id])
+    assert {run.info.run_name for run in runs} == set(names)
 
 
 def test_every_step_has_a_title_in_the_pipelines_order() -> None:
