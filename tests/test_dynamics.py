@@ -47,9 +47,9 @@ def test_explanatory_refusals_break_and_neutralised_rejections_do_not(
 ) -> None:
     loaded = align_tiny(load_base(tiny_base, ModelConfig(id="builtin:tiny")), toy, smoke, seed)
     loaded.model.requires_grad_(False)
-    # One attack of 50 steps breaks the tiny model more often than not, on any processor.
+    # A peak just below the limit is possible: rounding differs between processors.
     peaks: list[float] = []
-    for attack_seed in (seed, *range(10, 15)):
+    for attack_seed in (seed, 10):
         control = attack(loaded, toy, smoke, "control", attack_seed)
         assert control[0] <= 2.5
         peaks.append(max(control.values()))
