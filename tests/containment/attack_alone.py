@@ -25,7 +25,8 @@ GROUP: dict[str, Any] = {
 def prepare(folder: Path, base: Path, recipe: str, *overrides: str, **arm: Any) -> RunConfig:
     """Write what the step is given: configuration, dataset, and the tiny model as it is."""
     config = load_recipe(recipe, ["attack.checkpoints=[0, 4]", *overrides])
-    settings = {"control_steps": 4, "learning_rate": 2e-3, "prompts_per_step": 5, **arm}
+    settings: dict[str, Any] = {"control_steps": 4, "learning_rate": 2e-3, "prompts_per_step": 5}
+    settings |= {"kl_coefficient": 0.0} | arm  # with it, not all weights could be trained
     changed = config.attack.arms[0].model_copy(update=settings)
     attack = config.attack.model_copy(update={"arms": [changed]})
     config = config.model_copy(update={"attack": attack})
