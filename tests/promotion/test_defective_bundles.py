@@ -123,7 +123,8 @@ def no_start(observed: Json) -> None:
 
 
 def unbroken(observed: Json) -> None:
-    for point in range(-2, 0):
+    points = min(len(arm["checkpoints"]) for arm in arms(observed, "control"))
+    for point in range(1, points):
         scored("control", point, 3.0)(observed)
 
 
