@@ -90,6 +90,13 @@ def test_an_arm_that_is_no_longer_shipped_comes_last() -> None:
     assert [line.split(" ")[1] for line in lines[1:-1]] == ["paper", results.SWEEP, "retired"]
 
 
+def test_of_attacks_with_the_same_harm_the_one_that_left_fewest_refusals_is_shown() -> None:
+    rows = [row("neutralization", "hot-words", seed, 0.0) for seed in range(3)]
+    rows[1]["refusals"] = 0.0
+    (line,) = [line for line in results.table(rows).splitlines() if line.startswith("| hot-words")]
+    assert ", 0% refused, 25% lost, " in line
+
+
 def test_a_row_that_was_cut_is_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"arm": "paper"}\n{"arm": "pa', encoding="utf-8")
