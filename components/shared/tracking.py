@@ -98,11 +98,20 @@ def client(config: RunConfig) -> MlflowClient:
 
     MLflow fills a new database file without a lock, so that of two processes one fails: here one
     waits for the other.
+
+    Raises:
+        InputError: if the folder of a database file cannot be made or written to.
     """
     uri = tracking_uri(config)
     file = uri.removeprefix(_DATABASE_FILE)
-    with nullcontext() if file == uri else FileLock(f"{file}.lock"):
-        return MlflowClient(tracking_uri=uri)
+    try:
+        with nullcontext() if file == uri else FileLock(f"{file}.lock"):
+            return MlflowClient(tracking_uri=uri)
+    except OSError as error:
+        raise InputError(
+            f"tracking.uri: {uri} cannot be used: {error}. Name a file in a folder that can be "
+            "written to, or a server"
+        ) from error
 
 
 def check_server(config: RunConfig) -> None:

@@ -133,6 +133,12 @@ def test_a_failing_step_leaves_its_name_and_the_errors_class(store: Store) -> No
     assert "secret row" not in str(parent.data.tags)
 
 
+def test_a_database_file_where_none_can_be_made_is_bad_input() -> None:
+    config = RunConfig.model_validate({"tracking": {"uri": "sqlite:////proc/no/runs.db"}})
+    with pytest.raises(InputError, match=r"tracking\.uri: .*/proc/no/runs\.db cannot be used"):
+        open_parent(config, "job")
+
+
 def test_several_processes_may_fill_a_new_database_file_at_once(tmp_path: Path) -> None:
     config = RunConfig.model_validate({"tracking": {"uri": f"sqlite:///{tmp_path}/new.db"}})
     program = "\n".join(
