@@ -32,6 +32,8 @@ _CHANGING = {
 }  # fmt: skip
 """Fields that differ between two runs of one configuration."""
 _PAUSE_SECONDS = 0.02
+_AT_ONCE = 0.2
+"""Probability that a kill waits for no step, and so also meets those every resumption repeats."""
 
 
 @dataclass
@@ -113,7 +115,9 @@ def torture(
         if not again and folder.exists():  # killed before there was anything to go on with
             _remove(folder)
         with sandbox.started(*command) as process:
-            kill = _kill(process, folder, whole, random) if len(result.kills) < most else None
+            count = len(result.kills)
+            wanted = _wanted(count, most, random) if count < most else None
+            kill = _kill(process, folder, whole, wanted, random) if wanted else None
             code = process.wait(timeout=1800)
         if kill is None:
             assert code == 0, f"exit code {code}: {sandbox.last_output()[-3000:]}"
@@ -141,13 +145,21 @@ def _resume(folder: Path) -> list[str]:
     return ["-m", "backburn.pipelines.cli", "resume", str(folder)]
 
 
+def _wanted(count: int, most: int, random: Random) -> str:
+    """Step to strike next: of the share of the steps that is this kill's, or whichever is first.
+
+    Were each kill's drawn from all steps, an early one near the end would leave no room for others.
+    """
+    if random.random() < _AT_ONCE:
+        return STEPS[0]
+    return STEPS[int((count + random.random()) / most * len(STEPS))]
+
+
 def _kill(
-    process: subprocess.Popen[str], folder: Path, whole: Whole, random: Random
+    process: subprocess.Popen[str], folder: Path, whole: Whole, wanted: str, random: Random
 ) -> Kill | None:
-    """Kill at a random moment of a step that is still to come; None if the run ended first."""
-    before = _events(folder)
-    known, ended = len(before), {_step(event) for event in before if event.get("finished")}
-    wanted = random.choice([step for step in STEPS if step not in ended or step in EVERY_TIME])
+    """Kill at a random moment of a step, or of one after it; None if the run ended first."""
+    known = len(_events(folder))
     victim = random.choice(VICTIMS)
     share = random.random()
     began: float | None = None
