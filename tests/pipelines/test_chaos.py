@@ -6,7 +6,7 @@ from tests.chaos import run_whole, torture
 from tests.containment.runs import Sandbox
 
 SETTINGS = ["compute.checkpoint_minutes=0"]
-SEED, KILLS = 1, 6
+SEED, KILLS = 1, 4
 
 
 def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path: Path) -> None:
