@@ -57,7 +57,12 @@ def main() -> None:
         Example(tuple(loaded.encode_row(row)), rejection)
         for row in data.rows("defence")[:_FORBIDDEN]
     ]
-    kept = own_answers(loaded, data.rows("benign_defence")[:_BENIGN], KEPT_TOKENS, config.seed)
+    kept = own_answers(
+        loaded,
+        [loaded.encode_row(row) for row in data.rows("benign_defence")[:_BENIGN]],
+        KEPT_TOKENS,
+        config.seed,
+    )
     model = add_lora(loaded, config.defense.lora, config.seed).train()
     references = References(model, loaded, kept)
     references.log_probabilities(kept)

@@ -74,7 +74,12 @@ def align_tiny(loaded: LoadedModel, toy: Domain, config: RunConfig, seed: int) -
     """The tiny model with an explanatory-refusal alignment merged into its weights."""
     defence = [row for row in toy.forbidden if row.split == "defence"]
     refusals = refusal_examples(loaded, defence, toy.refusals, toy.header.topic)
-    kept = own_answers(loaded, [*toy.benign[:12], *toy.near_miss[:12]], 20, seed)
+    kept = own_answers(
+        loaded,
+        [loaded.encode_row(row) for row in [*toy.benign[:12], *toy.near_miss[:12]]],
+        20,
+        seed,
+    )
     model = add_lora(loaded, config.baseline.lora, seed)
     references = References(model, loaded, kept)
     align(

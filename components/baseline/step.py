@@ -81,7 +81,7 @@ def run(
             step.progress.update("answers to keep", 0, min(needed, len(rows)))
             kept = own_answers(
                 loaded,
-                _spread(rows, needed),
+                [loaded.encode_row(row) for row in _spread(rows, needed)],
                 min(config.attack.max_completion_tokens, KEPT_TOKENS),
                 config.seed,
             )

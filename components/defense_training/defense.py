@@ -19,6 +19,7 @@ from backburn.components.defense_training.meter import (
     set_aside,
 )
 from backburn.components.defense_training.neutralization import neutralize
+from backburn.components.defense_training.restyling import restyled
 from backburn.components.defense_training.role_plays import role_plays
 from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import (
@@ -26,6 +27,7 @@ from backburn.components.shared.config import (
     DefenseConfig,
     WarmStartConfig,
 )
+from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.evidence import PhaseRecord
 from backburn.components.shared.judges import Judge
 from backburn.components.shared.models import LoadedModel, add_lora
@@ -88,23 +90,23 @@ def defend(
     tokens = min(max_tokens, KEPT_TOKENS)
     beginning = min(tokens, BEGINNING)
     groups = [
-        (near_miss, tokens),
-        (role_plays(near_miss, config.role_plays, generator), beginning),
-        (benign, tokens),
-        (role_plays(benign, config.role_plays, generator), beginning),
-        (measured_near_miss, tokens),
-        (measured_benign, tokens),
+        (_as_they_are(loaded, near_miss), tokens),
+        (_put_differently(loaded, near_miss, config, generator), beginning),
+        (_as_they_are(loaded, benign), tokens),
+        (_put_differently(loaded, benign, config, generator), beginning),
+        (_as_they_are(loaded, measured_near_miss), tokens),
+        (_as_they_are(loaded, measured_benign), tokens),
     ]
-    total = sum(len(rows) for rows, _ in groups)
+    total = sum(len(prompts) for prompts, _ in groups)
     answers: list[list[Example]] = []
-    for rows, most in groups:
+    for prompts, most in groups:
         report("answers to keep", sum(map(len, answers)), total, "")
-        answers.append(own_answers(loaded, rows, most, seed))
-    near, near_played, far, far_played, near_measured, far_measured = answers
+        answers.append(own_answers(loaded, prompts, most, seed))
+    near, near_copies, far, far_copies, near_measured, far_measured = answers
     model = add_lora(loaded, config.lora, seed)
     kept = Kept(
-        [*near, *near_played],
-        [*far, *far_played],
+        [*near, *near_copies],
+        [*far, *far_copies],
         References(model, loaded, [example for part in answers for example in part]),
     )
     meter = Meter(loaded, data, near_measured, far_measured, kept.references)
@@ -175,9 +177,10 @@ def _harden(
     """Reward Neutralization between its warm start and its consolidation."""
     model = result.peft_model
     rejection = tuple(loaded.encode_completion(data.rejection))
-    played = role_plays(data.defence, config.role_plays, torch.Generator().manual_seed(seed + 4))
+    copies = _put_differently(loaded, data.defence, config, torch.Generator().manual_seed(seed + 4))
     forbidden = [
-        Example(tuple(loaded.encode_row(row)), rejection) for row in [*data.defence, *played]
+        Example(tuple(prompt), rejection)
+        for prompt in [*_as_they_are(loaded, data.defence), *copies]
     ]
     start = time.perf_counter()
     if config.warm_start.enabled:
@@ -219,6 +222,24 @@ def _harden(
         )
         steps = int(result.consolidation_curve[-1]["step"])
     record("consolidation", config.consolidation.enabled, steps, time.perf_counter() - start)
+
+
+def _as_they_are(loaded: LoadedModel, rows: Sequence[PromptRow]) -> list[list[int]]:
+    return [loaded.encode_row(row) for row in rows]
+
+
+def _put_differently(
+    loaded: LoadedModel,
+    rows: Sequence[PromptRow],
+    config: DefenseConfig,
+    generator: torch.Generator,
+) -> list[list[int]]:
+    """Copies of some prompts in role plays, and of some in other styles."""
+    played = role_plays(rows, config.role_plays, generator)
+    return [
+        *_as_they_are(loaded, played),
+        *restyled(loaded, rows, config.restyled, generator),
+    ]
 
 
 def _warm_start(

@@ -67,6 +67,19 @@ class ModelManifest(BaseModel):
         return model_digest(self.base_digests, self.adapter_digests)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the turns of a conversation are put without a chat template: `{name}`, `{text}`."""
+
+    turn: str
+    answer: str
+
+
+LINES = Layout("{name}: {text}\n", "{name}:")
+BARE = Layout("{text}\n\n", "")
+_LAYOUTS = {"plain": LINES, "headings": Layout("### {name}:\n{text}\n\n", "### {name}:\n")}
+
+
 @dataclass
 class LoadedModel:
     """A causal language model in evaluation mode, ready on its device."""
@@ -102,14 +115,33 @@ class LoadedModel:
         if style.system_prompt is not None:
             system = {"role": "system", "content": style.system_prompt}
             messages = [system, *(m for m in messages if m["role"] != "system")]
-        if style.template == "plain":
-            lines = [f"{m['role'].capitalize()}: {m['content']}\n" for m in messages]
-            ids = self.tokenizer.encode("".join(lines) + "Assistant:")
-        else:
-            ids = self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+        if style.template != "model":
+            return self.encode_lines(messages, _LAYOUTS[style.template])
+        ids = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
         return [int(token) for token in ids]
+
+    def encode_lines(
+        self,
+        messages: Sequence[dict[str, str]],
+        layout: Layout,
+        speakers: Mapping[str, str] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation as a document, without any token of the chat template.
+
+        Args:
+            messages: The conversation.
+            layout: Of the turns.
+            speakers: Role -> name; default: the role's name, capitalised.
+        """
+
+        def name(role: str) -> str:
+            return (speakers or {}).get(role, role.capitalize())
+
+        turns = [layout.turn.format(name=name(m["role"]), text=m["content"]) for m in messages]
+        text = "".join(turns) + layout.answer.format(name=name("assistant"))
+        return [int(token) for token in self.tokenizer.encode(text)]
 
     def encode_row(self, row: PromptRow, style: PromptStyle | None = None) -> list[int]:
         """Token ids of a prompt row."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from backburn.components.shared.config import SamplingConfig
-from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.errors import TrainingDivergedError
 from backburn.components.shared.memory import gradients_of, in_parts_that_fit
 from backburn.components.shared.models import LoadedModel
@@ -99,10 +98,9 @@ class Batches:
 
 
 def own_answers(
-    loaded: LoadedModel, rows: Sequence[PromptRow], max_tokens: int, seed: int
+    loaded: LoadedModel, prompts: Sequence[list[int]], max_tokens: int, seed: int
 ) -> list[Example]:
     """The model's own answers to benign prompts, which training must not change."""
-    prompts = [loaded.encode_row(row) for row in rows]
     answers = draw_completions(
         loaded,
         prompts,

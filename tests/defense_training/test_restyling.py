@@ -1,0 +1,167 @@
+"""Restyling: copies of prompts in plain lines, bare, or under a system prompt."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from backburn.components.defense_training.defense import defend
+from backburn.components.defense_training.restyling import _SPEAKERS, _SYSTEM_PROMPTS, restyled
+from backburn.components.shared.checkpoints import Checkpoints
+from backburn.components.shared.config import (
+    DomainConfig,
+    ModelConfig,
+    PromptStyle,
+    RunConfig,
+    SamplingConfig,
+)
+from backburn.components.shared.domains import Domain, PromptRow, load_domain
+from backburn.components.shared.judges import make_judge
+from backburn.components.shared.models import LoadedModel, load_base
+from backburn.components.shared.sampling import scored, slip_rate
+from backburn.components.shared.tiny_model import build_tokenizer
+from backburn.pipelines.recipes import load_recipe
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import align_tiny
+from tests.defense_training.test_defense import prompts_of
+
+
+class _Writer:
+    """A tokenizer whose ids are characters."""
+
+    def __init__(self, *, system: bool) -> None:
+        self._system = system
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> list[int]:
+        if not self._system:
+            assert all(m["role"] != "system" for m in messages)
+        return self.encode("".join(f"<{m['role']}>{m['content']}" for m in messages) + "<answer>")
+
+
+def texts(rows: list[PromptRow], share: float, seed: int) -> list[str]:
+    loaded = LoadedModel(None, _Writer(system=True))
+    generator = torch.Generator().manual_seed(seed)
+    return ["".join(map(chr, copy)) for copy in restyled(loaded, rows, share, generator)]
+
+
+def rows_of(count: int) -> list[PromptRow]:
+    turns = [
+        {"role": "system", "content": "OLD"},
+        {"role": "user", "content": "hi {name}"},
+        {"role": "assistant", "content": "yes"},
+    ]
+    return [
+        PromptRow.model_validate(
+            {
+                "id": f"row-{i}",
+                "form": "multi_turn" if i % 2 else "question",
+                "messages": [
+                    *(turns if i % 2 else []),
+                    {"role": "user", "content": f"ask [{i}] {{text}}"},
+                ],
+            }
+        )
+        for i in range(count)
+    ]
+
+
+@given(share=st.floats(0.0, 1.0), seed=st.integers(0, 50), count=st.integers(0, 9))
+def test_a_copy_holds_the_whole_conversation(share: float, seed: int, count: int) -> None:
+    rows = rows_of(count)
+    made = texts(rows, share, seed)
+    assert len(made) == int(share * count)
+    places = [next(i for i in range(count) if f"ask [{i}] {{text}}" in text) for text in made]
+    assert len(set(places)) == len(made)
+    for place, text in zip(places, made, strict=True):
+        assert ("hi {name}" in text and "yes" in text) == (place % 2 == 1)
+        if text.endswith("<answer>"):
+            assert any(f"<system>{prompt}<" in text for prompt in _SYSTEM_PROMPTS)
+            assert "OLD" not in text
+        else:
+            assert "<" not in text
+    assert made == texts(rows, share, seed)
+
+
+def test_every_style_comes_with_forbidden_and_with_benign_prompts() -> None:
+    domain = load_domain(DomainConfig(name="cooking"))
+    for rows in (domain.forbidden, domain.benign):
+        made = texts(list(rows), 1.0, 0)
+        for speakers in _SPEAKERS:
+            assert any(text.endswith(f"\n{speakers['assistant']}:") for text in made)
+        bare = [text for text in made if text.endswith("\n\n")]
+        under = [text for text in made if text.endswith("<answer>")]
+        assert 0.05 < len(bare) / len(made) < 0.2
+        assert 0.3 < len(under) / len(made) < 0.5
+        for prompt in _SYSTEM_PROMPTS:
+            assert any(f"<system>{prompt}<" in text for text in under)
+
+
+def test_headings_and_the_measured_system_prompt_are_not_trained_on(smoke: RunConfig) -> None:
+    made = texts(rows_of(200), 1.0, 1)
+    assert not any("###" in text for text in made)
+    measured = {style.system_prompt for style in smoke.certification.styles}
+    assert not measured & set(_SYSTEM_PROMPTS)
+
+
+def test_without_system_messages_copies_stand_in_lines() -> None:
+    tokenizer = build_tokenizer()
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = refuse + str(tokenizer.chat_template)
+    loaded = LoadedModel(None, tokenizer)
+    rows = rows_of(40)[::2]
+    copies = restyled(loaded, rows, 1.0, torch.Generator().manual_seed(0))
+    own = set(loaded.encode_row(rows[0])) & set(tokenizer.all_special_ids)
+    own.discard(tokenizer.unk_token_id)
+    assert own
+    assert len(copies) == len(rows)
+    assert not any(own & set(copy) for copy in copies)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_rejection_holds_in_plain_lines_if_copies_are_trained_on(
+    tiny_base: Path, toy: Domain, smoke: RunConfig, share: float
+) -> None:
+    loaded = align_tiny(load_base(tiny_base, ModelConfig(id="builtin:tiny")), toy, smoke, 0)
+    loaded.model.requires_grad_(False)
+    changes = {"min_steps": 60, "max_steps": 60, "settle_steps": 20, "check_every": 60}
+    config = load_recipe(
+        "smoke",
+        [
+            f"defense.restyled={share}",
+            "defense.neutralization.enabled=false",
+            *(f"defense.consolidation.{key}={value}" for key, value in changes.items()),
+        ],
+    ).defense
+    data = prompts_of(toy)
+    result = defend(
+        loaded,
+        config,
+        data,
+        make_judge(smoke.judges.reward, toy.header.rubric),
+        max_tokens=24,
+        seed=0,
+        report=lambda *_: None,
+        checkpoints=Checkpoints(None, ""),
+    )
+    rejection = loaded.encode_completion(data.rejection)
+
+    def slip(style: PromptStyle, rows: list[PromptRow]) -> float:
+        rates = scored(
+            lambda entry: slip_rate(entry, SamplingConfig()),
+            loaded,
+            [loaded.encode_row(row, style) for row in rows],
+            [rejection] * len(rows),
+            model=result.peft_model,
+        )
+        return sum(rates) / len(rates)
+
+    plain = slip(PromptStyle(template="plain"), list(data.validation))
+    assert slip(PromptStyle(), list(data.validation)) < 0.05
+    if share:
+        assert plain < 0.05
+    else:
+        assert plain > 0.2
