@@ -103,10 +103,17 @@ def client(config: RunConfig) -> MlflowClient:
         InputError: if the folder of a database file cannot be made or written to.
     """
     uri = tracking_uri(config)
+    with _database_lock(uri):
+        return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def _database_lock(uri: str) -> Iterator[None]:
+    """Hold the lock beside a database file; nothing for other stores."""
     file = uri.removeprefix(_DATABASE_FILE)
     try:
         with nullcontext() if file == uri else FileLock(f"{file}.lock"):
-            return MlflowClient(tracking_uri=uri)
+            yield
     except OSError as error:
         raise InputError(
             f"tracking.uri: {uri} cannot be used: {error}. Name a file in a folder that can be "
@@ -126,13 +133,15 @@ def check_server(config: RunConfig) -> None:
 def check_address(uri: str) -> None:
     """Ask a remote tracking server for one experiment, without the client's long retries.
 
-    A store that is not a server (SQLite, a folder) is made on first use and needs no check.
+    A store that is not a server is made on first use; of a database file the folder is tried.
 
     Raises:
-        InputError: if no server answers, or it refuses the credentials.
+        InputError: if no server answers, it refuses the credentials, or the folder of a database
+            file cannot be made or written to.
     """
     if not _is_server(uri):
-        return
+        with _database_lock(uri):
+            return
     try:
         with without_long_retries():
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)

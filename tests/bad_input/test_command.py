@@ -15,6 +15,10 @@ from tests.bad_input.test_recipes import LAUGHS
         (["validate", "-r", "laughs.yaml"], "once its aliases are written out"),
         (["run", "-r", "smoke", "--run-id", "../elsewhere"], "a run's id is 1 to 128 letters"),
         (["run", "-r", "smoke", "--set", "domain.name=../domains/cooking"], "no shipped domain"),
+        (
+            ["run", "-r", "smoke", "--set", "tracking.uri=sqlite:////proc/no/runs.db"],
+            "tracking.uri: sqlite:////proc/no/runs.db cannot be used",
+        ),
     ],
 )
 def test_bad_input_by_the_command(arguments: list[str], reason: str, tmp_path: Path) -> None:
