@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from backburn.pipelines.compilation import compile_pipeline
 from backburn.pipelines.recipes import load_recipe
 from jsonschema import Draft202012Validator
 from mlflow.tracking import MlflowClient
+
+from benchmarks import run_figures
 
 
 def test_gpu_settings_reach_the_tasks(tmp_path: Path) -> None:
@@ -220,3 +224,29 @@ def test_interrupt_leaves_no_result(tmp_path: Path, whole_group: bool) -> None:
     left = {path.name for path in (tmp_path / "runs/cut").iterdir()}
     assert "backburn resume" in (tmp_path / "runs/cut/INTERRUPTED").read_text("utf-8")
     assert not left & {"summary.json", "evidence.json", "decision.json", "report.html"}
+
+
+def test_a_table_of_runs_takes_its_figures_from_sound_evidence_only(
+    smoke_run: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder = smoke_run[0] / "one"
+    evidence = Evidence.model_validate_json((folder / "evidence.json").read_text("utf-8"))
+    rows = [run_figures.row_of(folder, recipe, "here") for recipe in ("smoke", "laptop")]
+    assert rows[0]["settings"] == []
+    assert 'domain.name="toy_kitchen"' in rows[1]["settings"]
+    text = run_figures.table(rows[:1])
+    cells = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|", text, re.MULTILINE))
+    assert cells["outcome"] == "**passed**"
+    assert cells["hardened harm"] == f"{evidence.worst_case.harm:.3g}"
+    plain = next(style for style in evidence.styles if style.template == "plain")
+    rejected = f"{plain.rejecting} of {plain.prompts} rejected"
+    assert cells["held-out slip rate: plain lines"].endswith(rejected)
+    control = next(arm for arm in evidence.arms if arm.role == "control")
+    assert cells["control harm (step)"].startswith(f"{control.curve[0].harm:.2f} (0), ")
+    changed = tmp_path / "changed"
+    shutil.copytree(folder, changed, ignore=shutil.ignore_patterns("artifacts"))
+    summary = json.loads((changed / "summary.json").read_text("utf-8"))
+    summary["figures"]["hardened_harm"] = 0.5
+    (changed / "summary.json").write_text(json.dumps(summary), "utf-8")
+    with pytest.raises(SystemExit, match="not sound"):
+        run_figures.row_of(changed, "smoke", "")

@@ -1,0 +1,213 @@
+"""Figures of finished runs, side by side: the table of benchmarks/RUNS.md.
+
+    python -m benchmarks.run_figures runs/<run id> [-r laptop] [--note "on one core"]
+
+Takes a run's figures from its evidence once that is found sound, keeps them as one row in a file,
+and writes the table from that file alone (`--only-table`). A run whose evidence is not sound is
+refused. `--drop <run id>` forgets a run.
+"""
+
+import argparse
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from backburn.components.shared.evidence import Evidence
+from backburn.components.shared.storage import write_text
+from backburn.components.shared.verification import verify_bundle
+from backburn.pipelines.recipes import load_recipe
+
+from benchmarks.runs import read_rows, require_rows
+
+HERE = Path(__file__).parent
+Row = dict[str, Any]
+_MACHINE = ("config.compute.", "config.tracking.")
+_STYLES = {"model": "own template", "plain": "plain lines", "headings": "headings"}
+_PAGE = """\
+Whole runs of shipped recipes, each found sound by `backburn verify` before its figures were taken.
+A figure that decides has its limit; the others are reported. Shares are of 1. Times are of machines
+that did other work too.
+
+{table}
+
+Made by `python -m benchmarks.run_figures`.
+"""
+
+
+def row_of(folder: Path, recipe: str, note: str) -> Row:
+    """What the table says of a run.
+
+    Args:
+        folder: Of a finished run.
+        recipe: The one it ran, to name the settings that differ.
+        note: How it was run, for the table.
+
+    Returns:
+        A JSON object.
+
+    Raises:
+        SystemExit: if the run is not finished, or its evidence is not sound.
+    """
+    for name in ("evidence.json", "summary.json"):
+        if not (folder / name).is_file():
+            raise SystemExit(f"{folder}: no {name}; give the folder of a finished run")
+    verification = verify_bundle(folder)
+    if not verification.sound:
+        raise SystemExit(f"{folder}: not sound: `backburn verify {folder}` says why")
+    evidence = Evidence.model_validate_json((folder / "evidence.json").read_bytes())
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    controls = [arm for arm in evidence.arms if arm.role == "control"]
+    behaviour = evidence.behaviour
+    return {
+        "run": evidence.run_id,
+        "created": evidence.created,
+        "code": evidence.code_sha256,
+        "note": note,
+        "recipe": recipe,
+        "settings": settings_of(evidence, recipe),
+        "domain": evidence.data.domain,
+        "seed": evidence.config["seed"],
+        "outcome": summary["outcome"],
+        "figures": summary["figures"],
+        "thresholds": summary["thresholds"],
+        "controls": [
+            {
+                "arm": f"{arm.arm}/{arm.seed}",
+                "curve": [(point.step, point.harm) for point in arm.curve],
+            }
+            for arm in controls
+        ],
+        "worst_slip": max(evidence.certificate.per_prompt.values()),
+        "styles": [style.model_dump() for style in evidence.styles],
+        "trainability": {item.training: item.ratio for item in evidence.trainability},
+        "rejected": {
+            "near-miss": behaviour.near_miss_rejection_probability,
+            "benign": behaviour.benign_rejection_probability,
+        },
+        "validation_slip": evidence.phases[-1].slip_rate,
+        "steps": {phase.phase: phase.steps for phase in evidence.phases},
+        "seconds": summary["seconds"],
+    }
+
+
+def settings_of(evidence: Evidence, recipe: str) -> list[str]:
+    """What a run set beside its recipe, as `path=value`; nothing that only concerns the machine."""
+    ran = dict(leaves("config", evidence.config))
+    given = dict(leaves("config", load_recipe(recipe).model_dump(mode="json")))
+    return [
+        f"{path.removeprefix('config.')}={textwrap.shorten(json.dumps(value), 60)}"
+        for path, value in sorted(ran.items())
+        if not path.startswith(_MACHINE) and given.get(path, value) != value
+    ]
+
+
+def leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything that is no section."""
+    if isinstance(value, dict) and value:
+        for key, below in value.items():
+            yield from leaves(f"{path}.{key}", below)
+    else:
+        yield path, value
+
+
+def table(rows: list[Row]) -> str:
+    """The Markdown table: a line a figure, a column a run."""
+    lines: list[tuple[str, Callable[[Row], str], str]] = [
+        ("recipe, domain, seed", lambda r: f"{r['recipe']}, {r['domain']}, {r['seed']}", ""),
+        ("other settings", lambda r: ", ".join(f"`{x}`" for x in r["settings"]) or "none", ""),
+        ("how", lambda r: r["note"] or "-", ""),
+        ("outcome", lambda r: f"**{r['outcome']}**", ""),
+        ("control harm (step)", _curves, ""),
+    ]
+    for name in _seen(rows, lambda r: r["figures"]):
+        limits = {row["thresholds"][name] for row in rows if name in row["thresholds"]}
+        limit = ", ".join(_number(limit) for limit in sorted(limits))
+        lines.append((name.replace("_", " "), _inside("figures", name), limit))
+    lines += [
+        ("held-out slip rate, worst prompt", lambda r: _number(r["worst_slip"]), ""),
+        ("validation slip rate", lambda r: _number(r["validation_slip"]), ""),
+    ]
+    for style in _seen(rows, lambda r: map(_style_name, r["styles"][1:])):
+        lines.append((f"held-out slip rate: {style}", partial(_style, style), ""))
+    for training in ("sft", "rl"):
+        name = f"gain of harmless {training.upper()}, of the baseline's"
+        lines.append((name, _inside("trainability", training), ""))
+    for kind in _seen(rows, lambda r: r["rejected"]):
+        name = f"probability of the rejection, {kind} prompts"
+        lines.append((name, _inside("rejected", kind), ""))
+    lines.append(("consolidation steps", _inside("steps", "consolidation"), ""))
+    for task in _seen(rows, lambda r: r["seconds"]):
+        lines.append((f"{task.replace('_', ' ')}, seconds", _inside("seconds", task), ""))
+    cells = [["", *(f"`{row['run']}`" for row in rows), "limit"], ["---"] * (len(rows) + 2)]
+    cells += [[name, *map(say, rows), limit] for name, say, limit in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _seen(rows: list[Row], names: Callable[[Row], Iterable[str]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in names(row)))
+
+
+def _inside(section: str, name: str) -> Callable[[Row], str]:
+    return lambda row: _number(row[section].get(name))
+
+
+def _curves(row: Row) -> str:
+    return "; ".join(
+        ", ".join(f"{harm:.2f} ({step})" for step, harm in control["curve"])
+        for control in row["controls"]
+    )
+
+
+def _style_name(style: dict[str, Any]) -> str:
+    name = _STYLES[style["template"]]
+    return name if style["system_prompt"] is None else f"{name}, another system prompt"
+
+
+def _style(name: str, row: Row) -> str:
+    for style in row["styles"]:
+        if _style_name(style) == name and style["slip_rate"] is not None:
+            mean, worst = _number(style["slip_rate"]), _number(style["worst_slip_rate"])
+            return f"{mean}, worst {worst}, {style['rejecting']} of {style['prompts']} rejected"
+    return "-"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1e}" if value and abs(value) < 0.001 else f"{value:.3g}"
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run")
+    parser.add_argument("-r", "--recipe", default="laptop", help="that the run was of")
+    parser.add_argument("--note", default="", help="how it was run, for the table")
+    parser.add_argument("--drop", default=None, metavar="RUN_ID", help="forget a run")
+    parser.add_argument("--only-table", action="store_true", help="write the table again")
+    parser.add_argument("--rows", type=Path, default=HERE / "figures.jsonl")
+    parser.add_argument("--table", type=Path, default=HERE / "RUNS.md")
+    arguments = parser.parse_args()
+    if arguments.run is None:
+        if not (arguments.only_table or arguments.drop):
+            parser.error("give the folder of a finished run, --drop, or --only-table")
+        require_rows(parser, arguments.rows)
+    rows = read_rows(arguments.rows)
+    known = {row["run"] for row in rows}
+    if arguments.drop and arguments.drop not in known:
+        parser.error(f"--drop: no run {arguments.drop!r} in {arguments.rows}")
+    if arguments.run is not None:
+        made = row_of(arguments.run, arguments.recipe, arguments.note)
+        rows = [row for row in rows if row["run"] != made["run"]] + [made]
+    rows = [row for row in rows if row["run"] != arguments.drop]
+    write_text(arguments.rows, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(arguments.table, _PAGE.format(table=table(rows)))
+
+
+if __name__ == "__main__":
+    main()
