@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml setup.py
 run: setup  ## Harden SmolLM2-135M-Instruct on this machine, attack it, gate it
 	$(BIN)/backburn run --recipe laptop
 
-smoke: setup  ## The same pipeline on a tiny model, in about a minute
+smoke: setup  ## The same pipeline on a tiny model, in a minute or two
 	$(BIN)/backburn run --recipe smoke
 
 test: setup lint types  ## Lint, type-check and test

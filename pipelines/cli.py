@@ -35,7 +35,7 @@ app = typer.Typer(
     "the "
     "hardening holds under a budgeted attack, and register the model only when the proof passes a "
     "gate."
-    "\n\n[bold]A quick look[/] (a minute, no downloads):  backburn run -r smoke\n\n"
+    "\n\n[bold]A quick look[/] (a minute or two, no downloads):  backburn run -r smoke\n\n"
     "[bold]A real model[/] on this machine:  backburn run -r laptop\n\n"
     "[bold]Your own settings[/]:  backburn run -r laptop --set domain.name=home_networking --set "
     "seed=3",
@@ -301,9 +301,9 @@ def validate(recipe: RecipeOption = "laptop", overrides: SetOption = None) -> No
     for arm in config.attack.arms:
         draws = arm.steps * arm.prompts_per_step * arm.group_size
         console.print(
-            f"  arm     {arm.name}: {len(arm.seeds)} hardened seed(s) x {arm.steps} steps x "
-            f"{draws} draws, "
-            f"{len(arm.control_seeds)} control(s) x {arm.control_steps} steps",
+            f"  arm     {arm.name}: {len(arm.seeds)} hardened seed(s) of {arm.steps} steps, "
+            f"{draws} draws each; {len(arm.control_seeds)} control(s) of at most "
+            f"{arm.control_steps} steps",
             highlight=False,
         )
     if sweep := config.attack.sweep.trials:
@@ -450,6 +450,7 @@ def pull(
     _settle_environment()
     from backburn.components.shared import consumption
 
+    consumption.check_reference(reference)
     trusted = None if key is None else _read_key(key)
     uri = _store(tracking_uri, runs)
     pulled = consumption.pull(reference, output, uri, trusted, merged=merged)
@@ -691,8 +692,8 @@ def _read_key(path: Path) -> str:
         key_id(text)
     except (OSError, UnicodeDecodeError, InputError) as error:
         raise InputError(
-            f"--key {path}: cannot be read as a public key: {error}. `backburn signing-key "
-            "--public FILE` writes one"
+            f"--key {path}: cannot be read as a public key: {error}. Give the PEM file that came "
+            "from whoever signs; `backburn signing-key --public FILE` writes it when it makes a key"
         ) from error
     return text
 
@@ -769,7 +770,7 @@ def schema(
 
 @app.command("seal-key")
 def seal_key() -> None:
-    """Print a new key for BACKBURN_SEAL_KEY, to be put into a Kubernetes Secret."""
+    """Print a new key for BACKBURN_SEAL_KEY: export it, or put it into the Kubernetes Secret."""
     from backburn.components.shared.sealing import new_key
 
     typer.echo(new_key())

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from backburn.components.shared import sealing, signing
@@ -124,7 +125,8 @@ def check_run(config: RunConfig, *, has_model_steps: bool = True) -> dict[str, A
         )
     if config.model.id == TINY and others - {"toy_kitchen"}:
         problems.append(
-            "certification.other_domains: builtin:tiny only reads the toy grammar; set it to []"
+            "certification.other_domains: builtin:tiny only reads the toy grammar; "
+            "--set certification.other_domains=[]"
         )
     if config.compute.rollouts == "vllm" and has_model_steps:
         from backburn.components.shared.vllm_rollouts import installed_vllm  # seconds
@@ -146,6 +148,12 @@ def _check_set(item: OverRefusalConfig, seed: int) -> dict[str, Any]:
 def _check_storage(url: str) -> str:
     import optuna  # half a second, for runs with a sweep only
 
+    folder = Path(url.removeprefix("sqlite:///")).parent
+    if url.startswith("sqlite:///") and not folder.is_dir():
+        raise InputError(
+            f"attack.sweep.storage: {url!r}: there is no folder {folder}; make it, or leave the "
+            "storage out to search in memory"
+        )
     try:
         optuna.storages.get_storage(url)
     except Exception as error:  # whatever the database's driver raises

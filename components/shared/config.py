@@ -872,8 +872,9 @@ class JudgeConfig(Section):
         for kind, section in sections.items():
             if (self.kind == kind) != (section is not None):
                 raise ValueError(
-                    f"kind {kind} needs a section `{names[kind]}`, and no other kind has one "
-                    f"(kind is {self.kind})"
+                    f"kind {kind} needs a section `{names[kind]}` beside `kind`"
+                    if section is None
+                    else f"`{names[kind]}` is for kind {kind}, and kind is {self.kind}"
                 )
         for member in self.members or []:
             if member.kind == "panel":
@@ -1458,8 +1459,23 @@ def _explain(error: ValidationError) -> Iterator[str]:
             message = item["msg"].removeprefix("Value error, ")
             given = item.get("input")
             secret = path.endswith("_variable")  # perhaps the secret itself
-            hidden = secret or isinstance(given, Mapping | BaseModel)
+            hidden = secret or _is_section(given)
+            if item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+                message = f"Input should be a valid dictionary{_keys_of(item['loc'])}"
+            elif item["type"] == "list_type":
+                message += ", written as [a, b]"
             yield f"{path}: {message}{'' if hidden else f' (got {_shown(given)})'}"
+
+
+def _is_section(value: Any) -> bool:
+    """Whether a value is a section or a list of them, which a message would show cut off."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(item, Mapping | BaseModel) for item in items)
+
+
+def _keys_of(location: tuple[int | str, ...]) -> str:
+    section = _section_at(location)
+    return "" if section is None else f": a section with the keys {', '.join(section.model_fields)}"
 
 
 def without_password(url: str | None) -> str | None:

@@ -142,11 +142,11 @@ def _disagreements(version: ModelVersion, evidence: Evidence) -> Iterator[str]:
         yield f"its evidence is for the registered model {name}, not {version.name}"
 
 
-def find_version(client: MlflowClient, reference: str) -> ModelVersion:
-    """The version that a reference names.
+def check_reference(reference: str) -> re.Match[str]:
+    """The parts of a reference: `name`, and `alias` or `version`.
 
     Raises:
-        InputError: if there is none.
+        InputError: if it is none.
     """
     parts = _REFERENCE.fullmatch(reference)
     if parts is None:
@@ -154,6 +154,16 @@ def find_version(client: MlflowClient, reference: str) -> ModelVersion:
             f"{shown(reference)} names no model version: write models:/<name>@<alias> or "
             "models:/<name>/<version>"
         )
+    return parts
+
+
+def find_version(client: MlflowClient, reference: str) -> ModelVersion:
+    """The version that a reference names.
+
+    Raises:
+        InputError: if there is none.
+    """
+    parts = check_reference(reference)
     try:
         if parts["alias"] is not None:
             return client.get_model_version_by_alias(parts["name"], parts["alias"])

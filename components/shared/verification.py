@@ -103,7 +103,11 @@ def verify_bundle(
     """
     attestation = folder / ATTESTATION
     if not attestation.is_file():
-        raise InputError(f"{folder}: not an evidence bundle: it has no {ATTESTATION}")
+        problem = f"it has no {ATTESTATION}" if folder.is_dir() else "there is no such folder"
+        raise InputError(
+            f"{folder}: not an evidence bundle: {problem}; give the folder of a finished run, "
+            "runs/<run id>, or of a fetched model"
+        )
     verification = Verification()
     statement = _signature(verification, attestation.read_bytes(), trusted_key)
     if statement is None:

@@ -40,8 +40,9 @@ def installed_vllm() -> str:
     """
     if importlib.util.find_spec("vllm") is None:
         raise InputError(
-            "compute.rollouts: vllm is not installed where the model steps run; `pip install vllm` "
-            "there, as docs/configuration.md says, or set compute.rollouts to own"
+            "compute.rollouts: vllm is not installed where the model steps run; install it there "
+            "with --no-deps, as docs/configuration.md says under `Rollouts by vLLM`, or set "
+            "compute.rollouts to own"
         )
     name = metadata.packages_distributions()["vllm"][0]
     return f"{name} {metadata.version(name)}"

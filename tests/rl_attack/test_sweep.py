@@ -166,10 +166,18 @@ def test_the_sweep_is_a_group_of_its_own(smoke: RunConfig) -> None:
     assert not any(group.get("sweep") for group in arm_groups(smoke, "hardened"))
 
 
-@pytest.mark.parametrize("storage", ["nonsense", "sqlite:////no/such/folder/sweeps.db"])
-def test_a_storage_that_does_not_open_is_refused_before_anything_runs(storage: str) -> None:
+@pytest.mark.parametrize(
+    ("storage", "problem"),
+    [
+        ("nonsense", "does not open"),
+        ("sqlite:////no/such/folder/sweeps.db", "there is no folder /no/such/folder"),
+    ],
+)
+def test_a_storage_that_does_not_open_is_refused_before_anything_runs(
+    storage: str, problem: str
+) -> None:
     changes = ["attack.sweep.trials=2", f"attack.sweep.storage={storage}"]
-    with pytest.raises(InputError, match=r"attack\.sweep\.storage: .* does not open"):
+    with pytest.raises(InputError, match=rf"attack\.sweep\.storage: .* {problem}"):
         check_run(load_recipe("smoke", changes))
 
 
