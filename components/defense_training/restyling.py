@@ -56,6 +56,8 @@ def restyled(
     Returns:
         The copies.
     """
+    if share == 0.0:
+        return []  # and draws nothing, so that other choices are those of a defence without
     chosen = torch.randperm(len(rows), generator=generator)[: int(share * len(rows))].tolist()
     copies: list[list[int]] = []
     for index in chosen:

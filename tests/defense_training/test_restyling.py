@@ -165,3 +165,10 @@ def test_the_rejection_holds_in_plain_lines_if_copies_are_trained_on(
         assert plain < 0.05
     else:
         assert plain > 0.2
+
+
+def test_a_defence_without_copies_makes_its_other_choices_as_before() -> None:
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    assert restyled(LoadedModel(None, _Writer(system=True)), rows_of(9), 0.0, generator) == []
+    assert torch.equal(generator.get_state(), before)
