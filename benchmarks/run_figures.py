@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import Evidence
 from backburn.components.shared.storage import write_text
 from backburn.components.shared.verification import verify_bundle
@@ -51,14 +52,13 @@ def row_of(folder: Path, recipe: str, note: str) -> Row:
     Raises:
         SystemExit: if the run is not finished, or its evidence is not sound.
     """
-    for name in ("evidence.json", "summary.json"):
-        if not (folder / name).is_file():
-            raise SystemExit(f"{folder}: no {name}; give the folder of a finished run")
-    verification = verify_bundle(folder)
-    if not verification.sound:
+    try:
+        verification = verify_bundle(folder)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
+    evidence, decision = verification.evidence, verification.decision
+    if not verification.sound or evidence is None or decision is None:
         raise SystemExit(f"{folder}: not sound: `backburn verify {folder}` says why")
-    evidence = Evidence.model_validate_json((folder / "evidence.json").read_bytes())
-    summary = json.loads((folder / "summary.json").read_text("utf-8"))
     controls = [arm for arm in evidence.arms if arm.role == "control"]
     behaviour = evidence.behaviour
     return {
@@ -70,9 +70,9 @@ def row_of(folder: Path, recipe: str, note: str) -> Row:
         "settings": settings_of(evidence, recipe),
         "domain": evidence.data.domain,
         "seed": evidence.config["seed"],
-        "outcome": summary["outcome"],
-        "figures": summary["figures"],
-        "thresholds": summary["thresholds"],
+        "outcome": decision.outcome,
+        "figures": {check.name: check.value for check in decision.checks},
+        "thresholds": {check.name: check.threshold for check in decision.checks},
         "controls": [
             {
                 "arm": f"{arm.arm}/{arm.seed}",
@@ -89,7 +89,7 @@ def row_of(folder: Path, recipe: str, note: str) -> Row:
         },
         "validation_slip": evidence.phases[-1].slip_rate,
         "steps": {phase.phase: phase.steps for phase in evidence.phases},
-        "seconds": summary["seconds"],
+        "seconds": evidence.seconds,
     }
 
 

@@ -245,8 +245,10 @@ def test_a_table_of_runs_takes_its_figures_from_sound_evidence_only(
     assert cells["control harm (step)"].startswith(f"{control.curve[0].harm:.2f} (0), ")
     changed = tmp_path / "changed"
     shutil.copytree(folder, changed, ignore=shutil.ignore_patterns("artifacts"))
-    summary = json.loads((changed / "summary.json").read_text("utf-8"))
-    summary["figures"]["hardened_harm"] = 0.5
-    (changed / "summary.json").write_text(json.dumps(summary), "utf-8")
+    decision = json.loads((changed / "decision.json").read_text("utf-8"))
+    decision["checks"][0]["value"] = 0.5
+    (changed / "decision.json").write_text(json.dumps(decision), "utf-8")
     with pytest.raises(SystemExit, match="not sound"):
         run_figures.row_of(changed, "smoke", "")
+    with pytest.raises(SystemExit, match="no such folder"):
+        run_figures.row_of(tmp_path / "none", "smoke", "")
