@@ -237,5 +237,7 @@ def test_an_own_lesson_is_divided_by_the_seed(tmp_path: Path) -> None:
 def test_unknown_other_domains_are_found_before_the_run() -> None:
     with pytest.raises(InputError, match="other_domains: no shipped domain gardening"):
         check_run(load_recipe("laptop", ["certification.other_domains=[gardening]"]))
-    with pytest.raises(InputError, match="builtin:tiny only reads the toy grammar; --set certification"):
+    with pytest.raises(
+        InputError, match="builtin:tiny only reads the toy grammar; --set certification"
+    ):
         check_run(load_recipe("smoke", ["certification.other_domains=[cooking]"]))
