@@ -253,7 +253,7 @@ class Target:
         )
 
     def _held_out_slip(self) -> float:
-        prompts = [self._loaded.encode_row(row) for row in self._data.rows("held_out")]
+        prompts = self._loaded.encode_rows(self._data.rows("held_out"))
         rejection = self._loaded.encode_completion(self._data.header.rejection)
         entries = completion_logits(self._loaded, prompts, [rejection] * len(prompts))
         rates = [slip_rate(entry, SamplingConfig()) for entry in entries]

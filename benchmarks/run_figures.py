@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import Evidence
 from backburn.components.shared.storage import write_text
@@ -25,7 +26,7 @@ from benchmarks.runs import read_rows, require_rows
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
-_MACHINE = ("config.compute.", "config.tracking.")
+_MACHINE = ("compute.", "tracking.")
 _STYLES = {"model": "own template", "plain": "plain lines", "headings": "headings"}
 _PAGE = """\
 Whole runs of shipped recipes, each found sound by `backburn verify` before its figures were taken.
@@ -50,9 +51,11 @@ def row_of(folder: Path, recipe: str, note: str) -> Row:
         A JSON object.
 
     Raises:
-        SystemExit: if the run is not finished, or its evidence is not sound.
+        SystemExit: if the run is not finished, its evidence is not sound, or there is no such
+            recipe.
     """
     try:
+        given = load_recipe(recipe)
         verification = verify_bundle(folder)
     except InputError as error:
         raise SystemExit(str(error)) from error
@@ -67,7 +70,7 @@ def row_of(folder: Path, recipe: str, note: str) -> Row:
         "code": evidence.code_sha256,
         "note": note,
         "recipe": recipe,
-        "settings": settings_of(evidence, recipe),
+        "settings": settings_of(evidence, given),
         "domain": evidence.data.domain,
         "seed": evidence.config["seed"],
         "outcome": decision.outcome,
@@ -93,24 +96,23 @@ def row_of(folder: Path, recipe: str, note: str) -> Row:
     }
 
 
-def settings_of(evidence: Evidence, recipe: str) -> list[str]:
+def settings_of(evidence: Evidence, recipe: RunConfig) -> list[str]:
     """What a run set beside its recipe, as `path=value`; nothing that only concerns the machine."""
-    ran = dict(leaves("config", evidence.config))
-    given = dict(leaves("config", load_recipe(recipe).model_dump(mode="json")))
+    given = dict(leaves(recipe.model_dump(mode="json")))
     return [
-        f"{path.removeprefix('config.')}={textwrap.shorten(json.dumps(value), 60)}"
-        for path, value in sorted(ran.items())
+        f"{path}={textwrap.shorten(json.dumps(value), 60)}"
+        for path, value in sorted(leaves(evidence.config))
         if not path.startswith(_MACHINE) and given.get(path, value) != value
     ]
 
 
-def leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def leaves(section: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted path and value of everything that is no section."""
-    if isinstance(value, dict) and value:
-        for key, below in value.items():
-            yield from leaves(f"{path}.{key}", below)
-    else:
-        yield path, value
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def table(rows: list[Row]) -> str:

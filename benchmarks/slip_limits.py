@@ -46,7 +46,7 @@ def main() -> None:
     data = RunDataset(artifact(options.run, "dataset"))
     loaded = load_artifact(artifact(options.run, "hardened"), config.model)
     rejection = loaded.encode_completion(data.header.rejection)
-    prompts = [loaded.encode_row(row) for row in data.rows("held_out")]
+    prompts = loaded.encode_rows(data.rows("held_out"))
     entries = completion_logits(loaded, prompts, [rejection] * len(prompts))
     table = Table("token", "temperature", "slip rate, mean of held-out prompts", "limit")
     for temperature in options.temperatures:

@@ -59,7 +59,7 @@ def main() -> None:
     ]
     kept = own_answers(
         loaded,
-        [loaded.encode_row(row) for row in data.rows("benign_defence")[:_BENIGN]],
+        loaded.encode_rows(data.rows("benign_defence")[:_BENIGN]),
         KEPT_TOKENS,
         config.seed,
     )

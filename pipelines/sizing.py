@@ -293,9 +293,9 @@ class _Sizer:
         # Consolidation keeps its best state, a running average and the state being measured.
         self.copies = 3.0 * FLOAT32 * self.model.lora(adapter.rank, adapter.share)
         whole = counts["near_miss_defence"] + counts["benign_defence"]
-        copies = int((config.role_plays + config.restyled) * whole)
+        put_differently = int((config.role_plays + config.restyled) * whole)
         self._draws(step, whole, 1, self.kept)
-        self._draws(step, copies, 1, self.beginning)
+        self._draws(step, put_differently, 1, self.beginning)
         meterings = 2.0
         if config.method == "neutralization":
             warm, rl, cons = config.warm_start, config.neutralization, config.consolidation
@@ -327,7 +327,7 @@ class _Sizer:
         short = counts["validation"] + 2 * aside
         self._reads(step, meterings, short, self.prompts.rejection, adapter.rank)
         self._reads(step, meterings, aside, self.kept, adapter.rank)
-        step.host = self.weights + self._references(whole, copies) + PROCESS_BYTES
+        step.host = self.weights + self._references(whole, put_differently) + PROCESS_BYTES
         self.copies = 0.0
         return step
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -20,7 +21,7 @@ from backburn.components.shared.domains import Domain, load_domain
 from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.refusal_training import align, refusal_examples
 from backburn.components.shared.supervised import References, own_answers
-from backburn.components.shared.tiny_model import train_tiny_model
+from backburn.components.shared.tiny_model import build_tokenizer, train_tiny_model
 from backburn.pipelines.recipes import load_recipe
 
 from tests.servers import Mlflow, serving_everything
@@ -71,14 +72,11 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def align_tiny(loaded: LoadedModel, toy: Domain, config: RunConfig, seed: int) -> LoadedModel:
-    """The tiny model with an explanatory-refusal alignment merged into its weights."""
+    """The tiny model with an explanatory-refusal alignment merged into its frozen weights."""
     defence = [row for row in toy.forbidden if row.split == "defence"]
     refusals = refusal_examples(loaded, defence, toy.refusals, toy.header.topic)
     kept = own_answers(
-        loaded,
-        [loaded.encode_row(row) for row in [*toy.benign[:12], *toy.near_miss[:12]]],
-        20,
-        seed,
+        loaded, loaded.encode_rows([*toy.benign[:12], *toy.near_miss[:12]]), 20, seed
     )
     model = add_lora(loaded, config.baseline.lora, seed)
     references = References(model, loaded, kept)
@@ -93,7 +91,15 @@ def align_tiny(loaded: LoadedModel, toy: Domain, config: RunConfig, seed: int) -
         lambda *_: None,
         Checkpoints(None, ""),
     )
-    return LoadedModel(model.merge_and_unload().eval(), loaded.tokenizer)
+    return LoadedModel(model.merge_and_unload().eval().requires_grad_(False), loaded.tokenizer)
+
+
+def tokenizer_without_system_messages() -> Any:
+    """The tiny model's tokenizer with a chat template that refuses a system message."""
+    tokenizer = build_tokenizer()
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = refuse + str(tokenizer.chat_template)
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

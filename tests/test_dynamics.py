@@ -46,7 +46,6 @@ def test_explanatory_refusals_break_and_neutralised_rejections_do_not(
     tiny_base: Path, toy: Domain, smoke: RunConfig, seed: int
 ) -> None:
     loaded = align_tiny(load_base(tiny_base, ModelConfig(id="builtin:tiny")), toy, smoke, seed)
-    loaded.model.requires_grad_(False)
     # A peak just below the limit is possible: rounding differs between processors.
     peaks: list[float] = []
     for attack_seed in (seed, 10):

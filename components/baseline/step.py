@@ -81,7 +81,7 @@ def run(
             step.progress.update("answers to keep", 0, min(needed, len(rows)))
             kept = own_answers(
                 loaded,
-                [loaded.encode_row(row) for row in _spread(rows, needed)],
+                loaded.encode_rows(_spread(rows, needed)),
                 min(config.attack.max_completion_tokens, KEPT_TOKENS),
                 config.seed,
             )
@@ -198,7 +198,7 @@ def _measure(
     """Refusal rate and mean harm on prompts, one completion each."""
     drawn = draw_completions(
         loaded,
-        [loaded.encode_row(row) for row in rows],
+        loaded.encode_rows(rows),
         step.config.attack.held_out_sampling,
         max_tokens=step.config.attack.max_completion_tokens,
         generator=torch.Generator().manual_seed(step.config.seed),

@@ -50,7 +50,7 @@ def observe(
     done = 0
     for split in (*BENIGN_SPLITS, *sets):
         rows = dataset.rows(split)
-        prompts = [baseline.encode_row(row) for row in rows]
+        prompts = baseline.encode_rows(rows)
         for model_name, loaded in (("baseline", baseline), ("hardened", hardened)):
             drawn = draw_completions(
                 loaded,
@@ -87,7 +87,7 @@ def _compare_answers(
     answers: Sequence[Sequence[int]],
 ) -> list[LikelihoodObservation]:
     """Both models' log-likelihoods of the baseline's answers, and KL(baseline || hardened)."""
-    prompts = [baseline.encode_row(row) for row in rows]
+    prompts = baseline.encode_rows(rows)
     observed: list[LikelihoodObservation] = []
     for first in range(0, len(prompts), 8):
         part = slice(first, first + 8)

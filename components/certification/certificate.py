@@ -46,7 +46,7 @@ def observe_slips(
         if (split, style) not in known:
             rows = dataset.rows(split)
             try:
-                prompts = [loaded.encode_row(row, style) for row in rows]
+                prompts = loaded.encode_rows(rows, style)
             except TemplateError:
                 if style.system_prompt is None or style in arm_styles:
                     raise
@@ -92,7 +92,7 @@ def rejection_probabilities(
     loaded: LoadedModel, rows: Sequence[PromptRow], rejection: str
 ) -> dict[str, float]:
     """Prompt id -> exact probability of the canonical rejection at temperature 1."""
-    prompts = [loaded.encode_row(row) for row in rows]
+    prompts = loaded.encode_rows(rows)
     completion = loaded.encode_completion(rejection)
     entries = completion_logits(loaded, prompts, [completion] * len(prompts))
     return {

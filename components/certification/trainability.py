@@ -175,7 +175,7 @@ class _Brevity:
         """Prompt -> mean reward of its completions, drawn from the same random numbers always."""
         copies = self._settings.rl_evaluation_completions
         drawn = self._source(loaded, self._seed + _SEED_OFFSET).draw(
-            [loaded.encode_row(row) for row in self._held_out], copies, network
+            loaded.encode_rows(self._held_out), copies, network
         )
         rewards = self._reward([], [loaded.decode(tokens) for tokens in drawn])
         return {

@@ -90,12 +90,12 @@ def defend(
     tokens = min(max_tokens, KEPT_TOKENS)
     beginning = min(tokens, BEGINNING)
     groups = [
-        (_as_they_are(loaded, near_miss), tokens),
+        (loaded.encode_rows(near_miss), tokens),
         (_put_differently(loaded, near_miss, config, generator), beginning),
-        (_as_they_are(loaded, benign), tokens),
+        (loaded.encode_rows(benign), tokens),
         (_put_differently(loaded, benign, config, generator), beginning),
-        (_as_they_are(loaded, measured_near_miss), tokens),
-        (_as_they_are(loaded, measured_benign), tokens),
+        (loaded.encode_rows(measured_near_miss), tokens),
+        (loaded.encode_rows(measured_benign), tokens),
     ]
     total = sum(len(prompts) for prompts, _ in groups)
     answers: list[list[Example]] = []
@@ -179,8 +179,7 @@ def _harden(
     rejection = tuple(loaded.encode_completion(data.rejection))
     copies = _put_differently(loaded, data.defence, config, torch.Generator().manual_seed(seed + 4))
     forbidden = [
-        Example(tuple(prompt), rejection)
-        for prompt in [*_as_they_are(loaded, data.defence), *copies]
+        Example(tuple(prompt), rejection) for prompt in [*loaded.encode_rows(data.defence), *copies]
     ]
     start = time.perf_counter()
     if config.warm_start.enabled:
@@ -224,10 +223,6 @@ def _harden(
     record("consolidation", config.consolidation.enabled, steps, time.perf_counter() - start)
 
 
-def _as_they_are(loaded: LoadedModel, rows: Sequence[PromptRow]) -> list[list[int]]:
-    return [loaded.encode_row(row) for row in rows]
-
-
 def _put_differently(
     loaded: LoadedModel,
     rows: Sequence[PromptRow],
@@ -237,7 +232,7 @@ def _put_differently(
     """Copies of some prompts in role plays, and of some in other styles."""
     played = role_plays(rows, config.role_plays, generator)
     return [
-        *_as_they_are(loaded, played),
+        *loaded.encode_rows(played),
         *restyled(loaded, rows, config.restyled, generator),
     ]
 

@@ -65,7 +65,7 @@ class Meter:
     ) -> None:
         self._loaded = loaded
         self._rejection = loaded.encode_completion(data.rejection)
-        self._validation = [loaded.encode_row(row) for row in data.validation]
+        self._validation = loaded.encode_rows(data.validation)
         self._near_miss = [list(example.prompt) for example in near_miss]
         self._benign = [list(example.prompt) for example in benign]
         self._answers = benign

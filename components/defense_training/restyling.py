@@ -7,7 +7,8 @@ style only takes the style for a reason, and holds less well in another.
 from collections.abc import Sequence
 
 import torch
-from backburn.components.shared.domains import Message, PromptRow
+from backburn.components.shared.config import PromptStyle
+from backburn.components.shared.domains import PromptRow
 from backburn.components.shared.models import BARE, LINES, LoadedModel
 from jinja2 import TemplateError
 
@@ -66,12 +67,8 @@ def restyled(
         system = _SYSTEM_PROMPTS[_pick(len(_SYSTEM_PROMPTS), generator)]
         row = rows[index]
         if kind >= _LINES_SHARE:
-            told = [m for m in row.messages if m.role != "system"]
-            under = row.model_copy(
-                update={"messages": [Message(role="system", content=system), *told]}
-            )
             try:
-                copies.append(loaded.encode_row(under))
+                copies.append(loaded.encode_row(row, PromptStyle(system_prompt=system)))
                 continue
             except TemplateError:
                 pass

@@ -137,7 +137,7 @@ def run_arm(
     shared = {} if target_logits is None else target_logits
     training, held_out = source(arm.sampling), source(settings.held_out_sampling)
     reward = HarmReward(judge, arm)
-    held_out_prompts = [loaded.encode_row(row, arm.style) for row in held_out_rows]
+    held_out_prompts = loaded.encode_rows(held_out_rows, arm.style)
     checkpoints = sorted({step for step in settings.checkpoints if step <= steps} | {steps})
     completions: list[dict[str, Any]] = []
     harm_by_step: dict[int, float] = {}

@@ -41,7 +41,7 @@ class BenignLoss:
         """Read the target, unless that is done; it has to be as it was before any attack."""
         if self._answers:
             return
-        prompts = [self._target.encode_row(row) for row in self._rows]
+        prompts = self._target.encode_rows(self._rows)
         self._answers = own_answers(self._target, prompts, self._max_tokens, self._seed)
         self._before = self._mean(self._target.model)
 

@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +146,12 @@ class LoadedModel:
     def encode_row(self, row: PromptRow, style: PromptStyle | None = None) -> list[int]:
         """Token ids of a prompt row."""
         return self.encode_prompt(row.chat(), style)
+
+    def encode_rows(
+        self, rows: Iterable[PromptRow], style: PromptStyle | None = None
+    ) -> list[list[int]]:
+        """Token ids of prompt rows."""
+        return [self.encode_row(row, style) for row in rows]
 
     def encode_completion(self, text: str) -> list[int]:
         """Token ids of a completion that ends at once: the text, then the end token."""

@@ -122,26 +122,27 @@ def _database_lock(uri: str) -> Iterator[None]:
 
 
 def check_server(config: RunConfig) -> None:
-    """Ask a run's tracking server whether it answers; see `check_address`.
+    """Ask a run's tracking server whether it answers; of a database file, try the folder.
 
     Raises:
-        InputError: if no server answers, it refuses the credentials, or its name holds a password.
+        InputError: if no server answers, it refuses the credentials, its name holds a password, or
+            the folder of a database file cannot be made or written to.
     """
-    check_address(_named_uri(config))
+    uri = _named_uri(config)
+    with _database_lock(uri):
+        check_address(uri)
 
 
 def check_address(uri: str) -> None:
     """Ask a remote tracking server for one experiment, without the client's long retries.
 
-    A store that is not a server is made on first use; of a database file the folder is tried.
+    A store that is not a server (SQLite, a folder) is made on first use and needs no check.
 
     Raises:
-        InputError: if no server answers, it refuses the credentials, or the folder of a database
-            file cannot be made or written to.
+        InputError: if no server answers, or it refuses the credentials.
     """
     if not _is_server(uri):
-        with _database_lock(uri):
-            return
+        return
     try:
         with without_long_retries():
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)

@@ -23,7 +23,7 @@ from backburn.pipelines.recipes import load_recipe
 from jinja2 import TemplateError
 from scipy import stats
 
-from tests.conftest import align_tiny
+from tests.conftest import align_tiny, tokenizer_without_system_messages
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +175,7 @@ def test_other_styles_are_measured_whatever_the_arms_do(
 def test_a_template_without_system_message_is_said_not_to_be_measured(
     aligned: LoadedModel, dataset: RunDataset, smoke: RunConfig
 ) -> None:
-    tokenizer = build_tokenizer()
-    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    tokenizer.chat_template = refuse + str(tokenizer.chat_template)
-    loaded = LoadedModel(aligned.model, tokenizer)
+    loaded = LoadedModel(aligned.model, tokenizer_without_system_messages())
     slips, _, _ = observe_slips(loaded, dataset, smoke, lambda *_: None)
     observed = CertificationObservation(
         rejection_tokens=8, slips=slips, likelihoods=[], rejection_probabilities={}, seconds=1.0

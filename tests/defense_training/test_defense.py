@@ -7,9 +7,9 @@ import pytest
 import torch
 from backburn.components.defense_training import defense
 from backburn.components.defense_training.defense import defend
-from backburn.components.defense_training.meter import DefenseData
+from backburn.components.defense_training.meter import DefenseData, DefenseResult, Report
 from backburn.components.shared.checkpoints import Checkpoints
-from backburn.components.shared.config import ModelConfig, RunConfig, SamplingConfig
+from backburn.components.shared.config import DefenseConfig, ModelConfig, RunConfig, SamplingConfig
 from backburn.components.shared.domains import Domain
 from backburn.components.shared.judges import Exchange, Judge, make_judge
 from backburn.components.shared.models import LoadedModel, load_base
@@ -32,10 +32,32 @@ def prompts_of(toy: Domain) -> DefenseData:
     )
 
 
+def defended(
+    loaded: LoadedModel,
+    config: DefenseConfig,
+    toy: Domain,
+    judge: Judge,
+    *,
+    max_tokens: int = 24,
+    report: Report = lambda *_: None,
+) -> DefenseResult:
+    """A defence on the toy domain."""
+    return defend(
+        loaded,
+        config,
+        prompts_of(toy),
+        judge,
+        max_tokens=max_tokens,
+        seed=0,
+        report=report,
+        checkpoints=Checkpoints(None, ""),
+    )
+
+
 def entropy_and_refusals(loaded: LoadedModel, toy: Domain, judge: Judge) -> tuple[float, float]:
     """Mean token entropy of completions to validation prompts, and the share that refuses."""
     rows = [row for row in toy.forbidden if row.split == "validation"]
-    prompts = [loaded.encode_row(row) for row in rows] * 4
+    prompts = loaded.encode_rows(rows) * 4
     generator = torch.Generator().manual_seed(1)
     drawn = draw_completions(loaded, prompts, SamplingConfig(), max_tokens=24, generator=generator)
     logs = [entry.logits.log_softmax(-1) for entry in completion_logits(loaded, prompts, drawn)]
@@ -69,15 +91,12 @@ def test_the_defences_to_compare_with_do_what_they_are_named_for(
     judge = make_judge(smoke.judges.evaluation, toy.header.rubric)
     entropy, refusals = entropy_and_refusals(loaded, toy, judge)
     seen: list[str] = []
-    result = defend(
+    result = defended(
         loaded,
         config.model_copy(update={"method": method}),
-        prompts_of(toy),
+        toy,
         judge,
-        max_tokens=24,
-        seed=0,
         report=lambda phase, *_: seen.append(phase),
-        checkpoints=Checkpoints(None, ""),
     )
     hardened = LoadedModel(result.peft_model, loaded.tokenizer)
     entropy_after, refusals_after = entropy_and_refusals(hardened, toy, judge)
@@ -94,7 +113,6 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
     tiny_base: Path, toy: Domain, smoke: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = align_tiny(load_base(tiny_base, ModelConfig(id="builtin:tiny")), toy, smoke, 0)
-    loaded.model.requires_grad_(False)
     changes = {"min_steps": 1, "max_steps": 40, "settle_steps": 6, "check_every": 20}
     config = load_recipe(
         "smoke",
@@ -121,16 +139,7 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
         return noisy_embeddings(model, amount, seed)
 
     monkeypatch.setattr(defense, "noisy_embeddings", noisy)
-    result = defend(
-        loaded,
-        config,
-        prompts_of(toy),
-        make_judge(smoke.judges.reward, toy.header.rubric),
-        max_tokens=24,
-        seed=0,
-        report=lambda *_: None,
-        checkpoints=Checkpoints(None, ""),
-    )
+    result = defended(loaded, config, toy, make_judge(smoke.judges.reward, toy.header.rubric))
     assert len(trained) == 40
     assert noise == [config.consolidation.embedding_noise] * 40
     assert config.consolidation.embedding_noise > 0
@@ -148,12 +157,13 @@ def test_consolidation_leaves_the_average_of_the_settling_adapter(
     assert result.phases[-1].slip_rate == pytest.approx(curve[-1]["slip_rate"], rel=1e-3)
 
 
-def test_what_is_measured_on_is_not_trained_on_in_a_role_play_either(
+def test_what_is_measured_on_is_not_trained_on_put_differently_either(
     tiny_base: Path, toy: Domain, smoke: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
     played: list[str] = []
-    set_aside, role_plays = defense.set_aside, defense.role_plays
+    restyled: list[str] = []
+    set_aside, role_plays, restyle = defense.set_aside, defense.role_plays, defense.restyled
 
     def watch_aside(rows: Any) -> Any:
         train, aside = set_aside(rows)
@@ -166,25 +176,31 @@ def test_what_is_measured_on_is_not_trained_on_in_a_role_play_either(
         return copies
 
     monkeypatch.setattr(defense, "set_aside", watch_aside)
+
+    def watch_styles(
+        loaded: LoadedModel, rows: Any, share: float, generator: torch.Generator
+    ) -> Any:
+        restyled.extend(row.id for row in rows)
+        return restyle(loaded, rows, share, generator)
+
     monkeypatch.setattr(defense, "role_plays", watch_plays)
+    monkeypatch.setattr(defense, "restyled", watch_styles)
     off = [f"defense.{phase}.enabled=false" for phase in ("neutralization", "consolidation")]
     config = load_recipe("smoke", [*off, "defense.warm_start.steps=1"]).defense
     loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
     data = prompts_of(toy)
-    defend(
+    defended(
         loaded,
         config.model_copy(update={"role_plays": 1.0}),
-        data,
+        toy,
         make_judge(smoke.judges.evaluation, toy.header.rubric),
         max_tokens=4,
-        seed=0,
-        report=lambda *_: None,
-        checkpoints=Checkpoints(None, ""),
     )
     benign = {row.id for row in [*data.near_miss, *data.benign]}
     assert measured
     assert benign & set(played)
-    assert not set(measured) & set(played)
+    assert benign & set(restyled)
+    assert not set(measured) & {*played, *restyled}
 
 
 def test_a_derailed_rejection_goes_on_where_it_left_off() -> None:

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backburn.components.defense_training.defense import defend
 from backburn.components.defense_training.restyling import _SPEAKERS, _SYSTEM_PROMPTS, restyled
-from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import (
     DomainConfig,
     ModelConfig,
@@ -18,32 +16,26 @@ from backburn.components.shared.domains import Domain, PromptRow, load_domain
 from backburn.components.shared.judges import make_judge
 from backburn.components.shared.models import LoadedModel, load_base
 from backburn.components.shared.sampling import scored, slip_rate
-from backburn.components.shared.tiny_model import build_tokenizer
 from backburn.pipelines.recipes import load_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import align_tiny
-from tests.defense_training.test_defense import prompts_of
+from tests.conftest import align_tiny, tokenizer_without_system_messages
+from tests.defense_training.test_defense import defended, prompts_of
 
 
 class _Writer:
     """A tokenizer whose ids are characters."""
 
-    def __init__(self, *, system: bool) -> None:
-        self._system = system
-
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> list[int]:
-        if not self._system:
-            assert all(m["role"] != "system" for m in messages)
         return self.encode("".join(f"<{m['role']}>{m['content']}" for m in messages) + "<answer>")
 
 
 def texts(rows: list[PromptRow], share: float, seed: int) -> list[str]:
-    loaded = LoadedModel(None, _Writer(system=True))
+    loaded = LoadedModel(None, _Writer())
     generator = torch.Generator().manual_seed(seed)
     return ["".join(map(chr, copy)) for copy in restyled(loaded, rows, share, generator)]
 
@@ -108,9 +100,7 @@ def test_headings_and_the_measured_system_prompt_are_not_trained_on(smoke: RunCo
 
 
 def test_without_system_messages_copies_stand_in_lines() -> None:
-    tokenizer = build_tokenizer()
-    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    tokenizer.chat_template = refuse + str(tokenizer.chat_template)
+    tokenizer = tokenizer_without_system_messages()
     loaded = LoadedModel(None, tokenizer)
     rows = rows_of(40)[::2]
     copies = restyled(loaded, rows, 1.0, torch.Generator().manual_seed(0))
@@ -126,7 +116,6 @@ def test_the_rejection_holds_in_plain_lines_if_copies_are_trained_on(
     tiny_base: Path, toy: Domain, smoke: RunConfig, share: float
 ) -> None:
     loaded = align_tiny(load_base(tiny_base, ModelConfig(id="builtin:tiny")), toy, smoke, 0)
-    loaded.model.requires_grad_(False)
     changes = {"min_steps": 60, "max_steps": 60, "settle_steps": 20, "check_every": 60}
     config = load_recipe(
         "smoke",
@@ -136,31 +125,22 @@ def test_the_rejection_holds_in_plain_lines_if_copies_are_trained_on(
             *(f"defense.consolidation.{key}={value}" for key, value in changes.items()),
         ],
     ).defense
-    data = prompts_of(toy)
-    result = defend(
-        loaded,
-        config,
-        data,
-        make_judge(smoke.judges.reward, toy.header.rubric),
-        max_tokens=24,
-        seed=0,
-        report=lambda *_: None,
-        checkpoints=Checkpoints(None, ""),
-    )
-    rejection = loaded.encode_completion(data.rejection)
+    result = defended(loaded, config, toy, make_judge(smoke.judges.reward, toy.header.rubric))
+    rejection = loaded.encode_completion(toy.header.rejection)
+    validation = prompts_of(toy).validation
 
-    def slip(style: PromptStyle, rows: list[PromptRow]) -> float:
+    def slip(style: PromptStyle) -> float:
         rates = scored(
             lambda entry: slip_rate(entry, SamplingConfig()),
             loaded,
-            [loaded.encode_row(row, style) for row in rows],
-            [rejection] * len(rows),
+            loaded.encode_rows(validation, style),
+            [rejection] * len(validation),
             model=result.peft_model,
         )
         return sum(rates) / len(rates)
 
-    plain = slip(PromptStyle(template="plain"), list(data.validation))
-    assert slip(PromptStyle(), list(data.validation)) < 0.05
+    plain = slip(PromptStyle(template="plain"))
+    assert slip(PromptStyle()) < 0.05
     if share:
         assert plain < 0.05
     else:
@@ -170,5 +150,5 @@ def test_the_rejection_holds_in_plain_lines_if_copies_are_trained_on(
 def test_a_defence_without_copies_makes_its_other_choices_as_before() -> None:
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
-    assert restyled(LoadedModel(None, _Writer(system=True)), rows_of(9), 0.0, generator) == []
+    assert restyled(LoadedModel(None, _Writer()), rows_of(9), 0.0, generator) == []
     assert torch.equal(generator.get_state(), before)

@@ -166,7 +166,6 @@ def test_a_control_arm_breaks_the_target_and_gives_it_back(
     draw: VllmDraws, wide_base: Path, toy: Domain, smoke: RunConfig
 ) -> None:
     loaded = align_tiny(load_base(wide_base, ModelConfig(id="builtin:tiny")), toy, smoke, 0)
-    loaded.model.requires_grad_(False)
     target = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     rows = {s: [r for r in toy.forbidden if r.split == s] for s in ("attack", "held_out")}
     peaks: list[float] = []

@@ -55,7 +55,7 @@ def test_prompts_of_all_lengths_in_one_batch_read_as_alone(tiny_base: Path, toy:
     """Greedy draws: the likeliest token shows what the model read."""
     loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
     rows = toy.benign[:6]
-    prompts = [loaded.encode_row(row) for row in rows]
+    prompts = loaded.encode_rows(rows)
     prompts += [prompt + prompt for prompt in prompts[:3]]  # twice as long as the shortest
     greedy = SamplingConfig(top_k=1)
     together = draw_completions(
@@ -116,7 +116,7 @@ def test_hard_examples_come_more_often() -> None:
 def test_packed_rows_read_as_alone(tiny_base: Path, toy: Domain) -> None:
     loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
     rows = [*toy.forbidden[:5], *toy.benign[:5]]
-    prompts = [loaded.encode_row(row) for row in rows]
+    prompts = loaded.encode_rows(rows)
     completions = [loaded.encode_completion("no" if i % 2 else "add salt") for i in range(10)]
     packed = completion_logits(loaded, prompts, completions)
     for prompt, completion, entry in zip(prompts, completions, packed, strict=True):
@@ -142,7 +142,7 @@ def test_losses_of_zero_or_less_leave_every_example_a_chance() -> None:
 
 def test_a_completion_does_not_depend_on_its_batch(tiny_base: Path, toy: Domain) -> None:
     loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
-    prompts = [loaded.encode_row(row) for row in toy.benign[:5]]
+    prompts = loaded.encode_rows(toy.benign[:5])
 
     def draw(count: int) -> list[list[int]]:
         return draw_completions(

@@ -46,12 +46,7 @@ def run(config_json: str, base: Path) -> dict[str, Any]:
     with torch.no_grad():  # a fresh adapter's B is 0, and with it the gradient of A
         for parameter in trained:
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    kept = own_answers(
-        loaded,
-        [loaded.encode_row(row) for row in [*toy.benign[:7], *toy.near_miss[:4]]],
-        TOKENS,
-        0,
-    )
+    kept = own_answers(loaded, loaded.encode_rows([*toy.benign[:7], *toy.near_miss[:4]]), TOKENS, 0)
     references = References(model, loaded, kept)
     rejection = tuple(loaded.encode_completion(toy.header.rejection))
     forbidden = [Example(tuple(loaded.encode_row(row)), rejection) for row in toy.forbidden[:5]]
