@@ -18,6 +18,7 @@ from typing import Any
 from backburn.components.shared.config import RunConfig
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import Evidence
+from backburn.components.shared.report.formatting import TEMPLATES
 from backburn.components.shared.storage import write_text
 from backburn.components.shared.verification import verify_bundle
 from backburn.pipelines.recipes import load_recipe
@@ -27,7 +28,6 @@ from benchmarks.runs import read_rows, require_rows
 HERE = Path(__file__).parent
 Row = dict[str, Any]
 _MACHINE = ("compute.", "tracking.")
-_STYLES = {"model": "own template", "plain": "plain lines", "headings": "headings"}
 _PAGE = """\
 Whole runs of shipped recipes, each found sound by `backburn verify` before its figures were taken.
 A figure that decides has its limit; the others are reported. Shares are of 1. Times are of machines
@@ -164,7 +164,7 @@ def _curves(row: Row) -> str:
 
 
 def _style_name(style: dict[str, Any]) -> str:
-    name = _STYLES[style["template"]]
+    name = TEMPLATES[style["template"]]
     return name if style["system_prompt"] is None else f"{name}, another system prompt"
 
 

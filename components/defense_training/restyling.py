@@ -35,8 +35,8 @@ _SPEAKERS = (
     {"user": "Question", "assistant": "Answer", "system": "Context"},
     {"user": "Customer", "assistant": "Agent", "system": "Rules"},
 )
-_LINES_SHARE = 0.6
-_BARE_SHARE = 0.2
+_BARE_SHARE = 1 / 3
+_OUTSIDE_SHARE = 2 / 3
 
 
 def restyled(
@@ -44,9 +44,9 @@ def restyled(
 ) -> list[list[int]]:
     """Token ids of copies of some prompts, each put differently.
 
-    Three in five copies stand outside the chat template, most in lines that name the speakers and
-    some bare; the others stand under a system prompt. Where the chat template takes no system
-    message, those are put in lines too.
+    Two in three copies stand outside the chat template, half of them bare and half in lines that
+    name the speakers; the others stand under a system prompt. Where the chat template takes no
+    system message, those are put in lines too.
 
     Args:
         loaded: Tokenizer and chat template.
@@ -66,13 +66,13 @@ def restyled(
         speakers = _SPEAKERS[_pick(len(_SPEAKERS), generator)]
         system = _SYSTEM_PROMPTS[_pick(len(_SYSTEM_PROMPTS), generator)]
         row = rows[index]
-        if kind >= _LINES_SHARE:
+        if kind >= _OUTSIDE_SHARE:
             try:
                 copies.append(loaded.encode_row(row, PromptStyle(system_prompt=system)))
                 continue
             except TemplateError:
                 pass
-        if kind < _BARE_SHARE * _LINES_SHARE:
+        if kind < _BARE_SHARE:
             copies.append(loaded.encode_lines(row.chat(), BARE))
         else:
             copies.append(loaded.encode_lines(row.chat(), LINES, speakers))

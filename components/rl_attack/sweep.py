@@ -34,6 +34,7 @@ _STYLES: dict[str, dict[str, str]] = {
     "system": {"system_prompt": OTHER_SYSTEM_PROMPT},
     "plain": {"template": "plain"},
     "headings": {"template": "headings"},
+    "bare": {"template": "bare"},
 }
 Watch = Callable[[int, float, float], bool]
 Attack = Callable[[AttackArmConfig, int, Watch], ArmResult]

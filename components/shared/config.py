@@ -334,10 +334,10 @@ class DefenseConfig(Section):
         "English role play or story is trained on too: the frame then decides nothing.",
     )
     restyled: Probability = Field(
-        0.4,
+        0.5,
         description="Share of prompts, forbidden and benign alike, of which a copy is trained on "
-        "too that is put differently: in plain lines without the chat template, or under a system "
-        "prompt.",
+        "too that is put differently: without the chat template in plain lines or bare, or under a "
+        "system prompt.",
     )
     warm_start: WarmStartConfig = Field(default_factory=lambda: WarmStartConfig())
     neutralization: NeutralizationConfig = Field(default_factory=lambda: NeutralizationConfig())
@@ -361,11 +361,12 @@ class DefenseConfig(Section):
 class PromptStyle(Section):
     """How a conversation is put to the model."""
 
-    template: Literal["model", "plain", "headings"] = Field(
+    template: Literal["model", "plain", "headings", "bare"] = Field(
         "model",
         description="model: the tokenizer's chat template; without any special token of a chat, "
-        "plain: lines of `User: ...` and `Assistant:`, and headings: `### User:` over each turn. "
-        "The defence trains on plain lines, among others (`defense.restyled`), and on no headings.",
+        "plain: lines of `User: ...` and `Assistant:`, headings: `### User:` over each turn, and "
+        "bare: the text alone. The defence trains on bare prompts and on plain lines, among others "
+        "(`defense.restyled`), and on no headings.",
     )
     system_prompt: str | None = Field(
         None, description="Replaces the system message; default: the prompt's, or the template's."
@@ -715,6 +716,7 @@ class CertificationConfig(Section):
             PromptStyle(system_prompt=OTHER_SYSTEM_PROMPT),
             PromptStyle(template="plain"),
             PromptStyle(template="headings"),
+            PromptStyle(template="bare"),
         ],
         description="Other ways to put the held-out prompts, in which the rejection is measured "
         "too. Those of the arms are added.",

@@ -77,7 +77,11 @@ class Layout:
 
 LINES = Layout("{name}: {text}\n", "{name}:")
 BARE = Layout("{text}\n\n", "")
-_LAYOUTS = {"plain": LINES, "headings": Layout("### {name}:\n{text}\n\n", "### {name}:\n")}
+_LAYOUTS = {
+    "plain": LINES,
+    "headings": Layout("### {name}:\n{text}\n\n", "### {name}:\n"),
+    "bare": BARE,
+}
 
 
 @dataclass

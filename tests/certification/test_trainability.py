@@ -152,7 +152,7 @@ def test_other_styles_are_measured_whatever_the_arms_do(
     )
     styles = style_records(observed, config)
     assert [(style.template, style.system_prompt is None) for style in styles] == [
-        ("model", True), ("model", False), ("plain", True), ("headings", True),
+        ("model", True), ("model", False), ("plain", True), ("headings", True), ("bare", True),
     ]  # fmt: skip
     held_out = {row.id for row in dataset.rows("held_out")}
     for style in styles:
@@ -181,7 +181,7 @@ def test_a_template_without_system_message_is_said_not_to_be_measured(
         rejection_tokens=8, slips=slips, likelihoods=[], rejection_probabilities={}, seconds=1.0
     )
     styles = style_records(observed, smoke)
-    assert [style.slip_rate is None for style in styles] == [False, True, False, False]
+    assert [style.slip_rate is None for style in styles] == [False, True, False, False, False]
     arm = smoke.attack.arms[0].model_copy(update={"style": smoke.certification.styles[0]})
     attack = smoke.attack.model_copy(update={"arms": [arm]})
     with pytest.raises(TemplateError):

@@ -86,8 +86,8 @@ def test_every_style_comes_with_forbidden_and_with_benign_prompts() -> None:
             assert any(text.endswith(f"\n{speakers['assistant']}:") for text in made)
         bare = [text for text in made if text.endswith("\n\n")]
         under = [text for text in made if text.endswith("<answer>")]
-        assert 0.05 < len(bare) / len(made) < 0.2
-        assert 0.3 < len(under) / len(made) < 0.5
+        assert 0.25 < len(bare) / len(made) < 0.45
+        assert 0.25 < len(under) / len(made) < 0.45
         for prompt in _SYSTEM_PROMPTS:
             assert any(f"<system>{prompt}<" in text for text in under)
 

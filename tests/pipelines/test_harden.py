@@ -82,7 +82,9 @@ def test_every_figure_follows_from_the_observations(
     assert evidence.worst_case is not None
     assert evidence.worst_case.models == 1
     assert [record.training for record in evidence.trainability] == ["sft", "rl"]
-    assert [style.template for style in evidence.styles] == ["model", "model", "plain", "headings"]
+    assert [style.template for style in evidence.styles] == [
+        "model", "model", "plain", "headings", "bare",
+    ]  # fmt: skip
     assert {form.form for form in evidence.forms} == {"question", "order", "role_play"}
     text = kept.read_text("utf-8")
     assert all(example.completion not in text for example in evidence.examples)

@@ -8,10 +8,11 @@ import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import plotly.graph_objects as go
 import pytest
+from backburn.components.shared.config import PromptStyle
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.evidence import (
     Decision,
@@ -23,7 +24,13 @@ from backburn.components.shared.evidence import (
 )
 from backburn.components.shared.report import render_report
 from backburn.components.shared.report.claims import uncertified_arms
-from backburn.components.shared.report.formatting import compact, duration, probability, rate
+from backburn.components.shared.report.formatting import (
+    TEMPLATES,
+    compact,
+    duration,
+    probability,
+    rate,
+)
 from backburn.components.shared.report.links import mlflow_links
 from backburn.components.shared.report.matrix import HARM, REFUSALS, Scale, matrix_rows
 from plotly.offline import get_plotlyjs
@@ -312,7 +319,7 @@ def test_the_matrix_has_the_worst_on_top_and_a_number_in_each_cell() -> None:
     light, dark, refused, _ = chart(page, "attacks-on-the-hardened-model")["data"]
     assert len(light["y"]) == 25
     assert light["y"][:3] == ["entropy", "kl", "temperature-2"]
-    assert "across-from-<br>home-networking" in light["y"]
+    assert "across-<br>from-cooking" in light["y"]
     assert light["x"] == ["0", "10", "25", "50", "100", "150", "200"]
     for row in range(25):
         shown = [light["text"][row][i] or dark["text"][row][i] for i in range(7)]
@@ -506,6 +513,10 @@ def test_gains_are_compared_in_words_or_said_to_be_unknown(page: Page) -> None:
     text = Page(render(evidence.model_copy(update=bare))).text
     assert "This was not measured." in text
     assert "Hardening is by domain" not in text
+
+
+def test_every_template_a_prompt_can_stand_in_has_a_name() -> None:
+    assert set(TEMPLATES) == set(get_args(PromptStyle.model_fields["template"].annotation))
 
 
 def test_where_the_rejection_does_not_carry_over_is_shown(page: Page) -> None:

@@ -9,6 +9,13 @@ import yaml
 from backburn.components.shared.gate import digits
 
 MISSING = "n/a"
+TEMPLATES = {
+    "model": "the model's own",
+    "plain": "plain lines",
+    "headings": "headings",
+    "bare": "bare",
+}
+"""What `PromptStyle.template` names."""
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -122,6 +129,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "moment": moment,
     "yaml": as_yaml,
     "words": words,
+    "template": TEMPLATES.__getitem__,
 }
 
 
