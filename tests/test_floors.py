@@ -1,6 +1,8 @@
 """The architecture's rules, read from the source."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,11 @@ def test_attacked_weights_have_no_way_out() -> None:
         forbidden = {"save_pretrained", "save_model", "push_to_hub", "merge_and_unload"}
         forbidden |= {"save_artifact", "log_model", "state_dict"}
         assert not called & forbidden, path
+
+
+def test_what_is_checked_before_a_run_does_not_wait_for_fsdp() -> None:
+    program = (
+        "import sys, backburn.components.preflight.checks;"
+        "sys.exit('torch.distributed.fsdp' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -7,6 +7,8 @@ its backward pass. A LoRA, which comes later, is no part of this and stays whole
 Gathering is a joint act: all processes make equally many passes through the model, in the same
 order, or wait for each other for ever. Passes with a gradient come in equal numbers, because each
 process makes one for every batch, if need be in vain. All other passes are made `in_step`.
+
+FSDP2 takes seconds to import, so it is imported only where weights are divided.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,9 +18,6 @@ from typing import Any
 import torch
 from backburn.components.shared.errors import InputError
 from backburn.components.shared.scale import distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 
 def shard(
@@ -34,6 +33,9 @@ def shard(
     Raises:
         InputError: if the model does not say what its blocks are.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     names = set(model._no_split_modules or ())
     blocks = [module for module in model.modules() if type(module).__name__ in names]
     if not blocks:
@@ -57,6 +59,10 @@ def is_sharded(model: Any) -> bool:
 
 def own_part(weight: torch.Tensor) -> torch.Tensor:
     """What this process holds of a weight: all of it, unless it went through `shard`."""
+    if distributed.processes() == 1:
+        return weight
+    from torch.distributed.tensor import DTensor
+
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
@@ -95,4 +101,6 @@ def _somebody_reads(reads: bool) -> bool:
 def _root(model: Any) -> Any:
     if distributed.processes() == 1:
         return None
+    from torch.distributed.fsdp import FSDPModule
+
     return next((module for module in model.modules() if isinstance(module, FSDPModule)), None)
