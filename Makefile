@@ -33,7 +33,7 @@ smoke: setup  ## The same pipeline on a tiny model, in a minute or two
 	$(BIN)/backburn run --recipe smoke
 
 test: setup lint types  ## Lint, type-check and test
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff, hadolint
 	$(BIN)/ruff check .

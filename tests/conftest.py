@@ -14,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import xdist.scheduler
 from backburn.components.shared import sealing, signing
 from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import DomainConfig, RunConfig
@@ -36,6 +37,52 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leave out what needs a Docker engine and built images, or vLLM, unless asked for."""
     option = {"test_engine.py": "--images", "test_vllm.py": "--vllm"}.get(collection_path.name)
     return None if option is None or config.getoption(option) else True
+
+
+_TOGETHER = {
+    "smoke run": (
+        "tests/promotion/",
+        "tests/pipelines/test_audit.py",
+        "tests/pipelines/test_harden.py",
+    ),
+    "contained run": ("tests/containment/",),
+}
+"""Whose tests share a run that takes minutes: one process has to have them all."""
+_LONGEST = (
+    "tests/shared/scale/",
+    *_TOGETHER["smoke run"],
+    "tests/pipelines/test_real_judge.py",
+    *_TOGETHER["contained run"],
+    "tests/pipelines/test_chaos.py",
+    "tests/pipelines/test_adopted_run.py",
+    "tests/test_dynamics.py",
+    "tests/test_wheel.py",
+)
+"""What comes first, so that no process is left alone with a long file at the end."""
+
+
+class _Shares(xdist.scheduler.LoadScopeScheduling):
+    """Shares of the tests by file, but for those that use the same run."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return next((name for name, files in _TOGETHER.items() if file.startswith(files)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Shares | None:
+    """Divide the tests, with `--dist loadfile`, so that no process repeats another's run."""
+    return _Shares(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest first, if xdist keeps the order (`--no-loadscope-reorder`)."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+
+    def place(item: pytest.Item) -> int:
+        return next((p for name, p in places.items() if item.nodeid.startswith(name)), len(places))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

@@ -533,7 +533,7 @@ async def _file(request: Request) -> bytes:
 
 
 def _parse_package(content: bytes) -> Record:
-    documents = [document for document in yaml.safe_load_all(content) if document]
+    documents = [document for document in yaml.load_all(content, yaml.CSafeLoader) if document]
     try:
         json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
         for platform in documents[1:]:

@@ -148,7 +148,7 @@ def render(values: Values, major: int = 4) -> list[Object]:
 def _render(values: str, major: int) -> str:
     done = run_helm(major, ["template", RELEASE], json.loads(values))
     assert done.returncode == 0, done.stderr
-    return json.dumps([item for item in yaml.safe_load_all(done.stdout) if item])
+    return json.dumps([item for item in yaml.load_all(done.stdout, yaml.CSafeLoader) if item])
 
 
 def refusal(values: Values) -> str:

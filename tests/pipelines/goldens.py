@@ -38,14 +38,14 @@ def golden_text(recipe: str, pipeline: str) -> str:
 
 def normalised(text: str) -> list[dict[str, Any]]:
     """Both documents, without what differs by kfp's patch version."""
-    documents = list(yaml.safe_load_all(text))
+    documents = list(yaml.load_all(text, yaml.CSafeLoader))
     documents[0].pop("sdkVersion", None)
     return documents
 
 
 def differences(whole: str, text: str) -> str:
     """Lines of `path = value`: `-` what only the whole YAML has, `+` what only the text has."""
-    before, after = dict(_values(normalised(whole))), dict(_values(normalised(text)))
+    before, after = _leaves(whole), _leaves(text)
     lines = [
         f"{sign} {path} = {here[path]}"
         for path in sorted(before.keys() | after.keys())
@@ -53,6 +53,11 @@ def differences(whole: str, text: str) -> str:
         if path in here and here[path] != there.get(path)
     ]
     return "\n".join(lines) + "\n"
+
+
+@cache
+def _leaves(text: str) -> dict[str, str]:
+    return dict(_values(normalised(text)))
 
 
 def _values(node: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ from benchmarks import run_figures
 
 def test_gpu_settings_reach_the_tasks(tmp_path: Path) -> None:
     text = compile_pipeline(load_recipe("llama3-8b"), tmp_path / "harden.yaml").read_text("utf-8")
-    spec, platform = yaml.safe_load_all(text)
+    spec, platform = yaml.load_all(text, yaml.CSafeLoader)
     executors = spec["deploymentSpec"]["executors"]
     with_gpu = {
         name

@@ -49,7 +49,7 @@ class Tasks(NamedTuple):
 def compiled(tmp_path: Path, *overrides: str) -> Tasks:
     config = load_recipe("smoke", overrides)
     text = compile_pipeline(config, tmp_path / "pipeline.yaml").read_text("utf-8")
-    spec, platform = yaml.safe_load_all(text)
+    spec, platform = yaml.load_all(text, yaml.CSafeLoader)
     executors = spec["deploymentSpec"]["executors"]
     settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     tasks = [
