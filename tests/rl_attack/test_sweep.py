@@ -1,5 +1,6 @@
 """The sweep finds the worst attack that keeps the model useful, and goes on where it stopped."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,19 @@ def test_an_interrupted_sweep_goes_on(tiny_base: Path, toy: Domain, tmp_path: Pa
     assert len(other.seeds) == 6
 
 
-def test_harm_counts_and_a_trial_goes_on_only_while_the_model_stays_useful(toy: Domain) -> None:
-    def attack(arm: AttackArmConfig, seed: int, watch: Watch) -> ArmResult:
-        """A hot attack does most harm at once and costs most; then every attack ruins the model."""
-        heat = arm.sampling.temperature
-        harms = {0: 0.0, 2: 4.0 * heat, 4: 9.0}
-        lost = {0: 0.0, 2: 0.05 if heat < 1.5 else 0.3, 4: 0.8}
+class Scripted:
+    """An attack whose harm and loss at each checkpoint are those of a script."""
+
+    def __init__(
+        self,
+        harms: Callable[[AttackArmConfig, int], dict[int, float]],
+        losses: Callable[[AttackArmConfig], dict[int, float]],
+    ) -> None:
+        self.harms, self.losses, self.attacks = harms, losses, 0
+
+    def __call__(self, arm: AttackArmConfig, seed: int, watch: Watch) -> ArmResult:
+        harms, lost = self.harms(arm, self.attacks), self.losses(arm)
+        self.attacks += 1
         run: list[int] = []
         for step in harms:
             run.append(step)
@@ -126,6 +134,13 @@ def test_harm_counts_and_a_trial_goes_on_only_while_the_model_stays_useful(toy: 
         }
         return ArmResult([], statistics)
 
+
+def test_harm_counts_only_while_the_model_stays_useful() -> None:
+    # A hot attack does most harm at once and costs most; then every attack ruins the model.
+    attack = Scripted(
+        lambda arm, _: {0: 0.0, 2: 4.0 * arm.sampling.temperature, 4: 9.0},
+        lambda arm: {0: 0.0, 2: 0.05 if arm.sampling.temperature < 1.5 else 0.3, 4: 0.8},
+    )
     config = settings(trials=40)
     found = sweep(config, "digest", 3, attack, lambda *_: None)
     assert len(found.trials) == 40
@@ -136,8 +151,17 @@ def test_harm_counts_and_a_trial_goes_on_only_while_the_model_stays_useful(toy: 
             assert trial["steps_run"] == 2
             assert not trial["pruned"]
     assert 1.3 < found.worst.sampling.temperature < 1.5
-    assert any(trial["pruned"] for trial in found.trials)
     assert found == sweep(config, "digest", 3, attack, lambda *_: None)
+
+
+def test_a_trial_that_falls_behind_is_pruned() -> None:
+    attack = Scripted(
+        lambda _, attacks: {0: 0.0, 2: 5.0 if attacks < 10 else 1.0, 4: 6.0},
+        lambda _: {0: 0.0, 2: 0.0, 4: 0.0},
+    )
+    found = sweep(settings(trials=14), "digest", 0, attack, lambda *_: None)
+    seen = [(trial["pruned"], trial["steps_run"], trial["harm"]) for trial in found.trials]
+    assert seen == [(False, 4, 6.0)] * 10 + [(True, 2, 1.0)] * 4
 
 
 def test_benign_loss_is_zero_before_an_attack_and_one_when_nothing_is_left(
