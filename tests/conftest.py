@@ -75,8 +75,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Shares | No
     return _Shares(config, log) if config.getoption("dist") == "loadfile" else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest first, if xdist keeps the order (`--no-loadscope-reorder`)."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest first where xdist divides the tests and keeps this order."""
+    if not hasattr(config, "workerinput"):
+        return
     places = {name: place for place, name in enumerate(_LONGEST)}
 
     def place(item: pytest.Item) -> int:

@@ -253,14 +253,15 @@ def test_a_hardened_model_is_certified_and_attacked_with_its_weights_divided(
         assert open_sealed(tmp_path / "1" / name) == open_sealed(tmp_path / "2" / name)
 
 
+@SHARDINGS
 def test_one_process_of_a_sweep_searches_and_all_attack(
-    workplace: Path, one: Steps, tmp_path: Path
+    workplace: Path, one: Steps, tmp_path: Path, sharding: str
 ) -> None:
     storage = f"sqlite:///{tmp_path}/sweep.db"
     sweep = [f"attack.sweep={{trials: 2, steps: 2, storage: '{storage}'}}"]
     start(
         "backburn.components.rl_attack.step",
-        configuration(2, *sweep, "attack.checkpoints=[0, 2]", "compute.sharding=full"),
+        configuration(2, *sweep, "attack.checkpoints=[0, 2]", f"compute.sharding={sharding}"),
         run_id="sweep",
         group={"role": "hardened", "arms": [], "sweep": True},
         dataset=str(workplace / "dataset"),
@@ -276,8 +277,9 @@ def test_one_process_of_a_sweep_searches_and_all_attack(
     assert any(trial["live_groups"] for trial in found["sweep"])
 
 
+@SHARDINGS
 def test_a_lost_process_ends_the_step_soon_with_one_line(
-    workplace: Path, one: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, one: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str
 ) -> None:
     events = tmp_path / "events.jsonl"
     monkeypatch.setenv(EVENTS_VARIABLE, str(events))
@@ -294,8 +296,8 @@ def test_a_lost_process_ends_the_step_soon_with_one_line(
     with pytest.raises(LostProcessError) as caught:
         start(
             "backburn.components.defense_training.step",
-            configuration(2, "defense.warm_start.steps=5000", "compute.sharding=full"),
-            run_id="lost",
+            configuration(2, "defense.warm_start.steps=5000", f"compute.sharding={sharding}"),
+            run_id=f"lost-{sharding}",
             dataset=str(workplace / "dataset"),
             baseline=str(one.folder / "baseline"),
             hardened=str(tmp_path / "hardened"),
@@ -311,7 +313,7 @@ def test_a_lost_process_ends_the_step_soon_with_one_line(
     shutil.rmtree(log.parents[3])
     assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl"}
     assert not [child for child in children() if "RANK" in child.environ()]
-    assert tracked(workplace, "lost")["defense_training"][0] == "FAILED"
+    assert tracked(workplace, f"lost-{sharding}")["defense_training"][0] == "FAILED"
 
 
 def test_an_error_of_a_step_is_told_as_by_one_process(workplace: Path, one: Steps) -> None:
