@@ -115,8 +115,9 @@ class Doctor:
             runtime = self._compute.training_runtime
             yield self._ask(f"training runtime {runtime}", lambda: self._runtime(api, runtime))
             yield self._ask("rights to run TrainJobs", lambda: self._rights(api))
-        if self._compute.gpus:
-            yield self._ask(f"nodes with {self._compute.gpu_type}", lambda: self._nodes(api))
+        gpu = self._compute.gpu_type if self._compute.gpus else None
+        question = "nodes for model steps" if gpu is None else f"nodes with {gpu}"
+        yield self._ask(question, lambda: self._nodes(api))
 
     def _ask(self, question: str, check: Callable[[], str | Finding]) -> Finding:
         """An answer; what goes wrong becomes a problem with its fix."""
@@ -342,7 +343,7 @@ class Doctor:
                 "correct compute.gpu_type, gpus, memory, node_selector, node_affinity or "
                 "toleration_keys, or add such a node (its device plugin must run)",
             )
-        return f"{fit} of {len(nodes)} take a model step ({compute.gpus} each)"
+        return f"{fit} of {len(nodes)} take a model step"
 
 
 class _Problem(Exception):  # noqa: N818 - an answer, not a failure of this program

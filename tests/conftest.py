@@ -165,7 +165,7 @@ def smoke_run(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1500,
         check=False,
     )
     return folder / "runs", done

@@ -36,7 +36,7 @@ def test_a_pipeline_run_adopts_one_run_and_leaves_it_open(tmp_path: Path) -> Non
         env=kept | injected,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

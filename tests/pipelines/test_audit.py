@@ -69,7 +69,7 @@ def audit(store: Store, run_id: str, *arguments: str) -> subprocess.CompletedPro
         cwd=store.folder,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
         check=False,
     )
 

@@ -133,12 +133,22 @@ def test_a_ready_cluster_has_no_problem(world: World) -> None:
     for answer in (
         "Kubeflow Pipelines: answers", "MLflow: answers", "judge chat:judge-7b: answers",
         "answers, v1.33.1", "has BACKBURN_SEAL_KEY, BACKBURN_SIGNING_KEY", "models: is there, B",
-        "LocalQueue team: is there", "1 of 2 take a model step (2 each)", "runner: is there",
+        "LocalQueue team: is there", "nodes with nvidia.com/gpu: 1 of 2 take", "runner: is there",
     ):  # fmt: skip
         assert answer in done.out, answer
     assert all(line.startswith("GET ") for line in world.cluster.requests)
     for secret in (TOKEN, SEAL_KEY, SIGNING_KEY, *encoded(a=SEAL_KEY, b=SIGNING_KEY).values()):
         assert secret not in done.out + done.err
+
+
+def test_a_run_without_gpus_needs_nodes_too(world: World) -> None:
+    settings = tuple(item for item in SETTINGS if "gpu" not in item)
+    done = world.backburn(settings=(*settings, "compute.gpus=0"))
+    assert "nodes for model steps: none of 2" in done.out
+    assert "good: taint nvidia.com/gpu:NoSchedule" in done.out
+    world.cluster.nodes = [node("cpu", 0, labels={"pool": "h100", "zone": "a"})]
+    done = world.backburn(settings=(*settings, "compute.gpus=0"))
+    assert "nodes for model steps: 1 of 1 take a model step" in done.out
 
 
 def _lose(plural: str, name: str) -> Callable[[World], None]:
