@@ -177,7 +177,9 @@ def _harden(
     """Reward Neutralization between its warm start and its consolidation."""
     model = result.peft_model
     rejection = tuple(loaded.encode_completion(data.rejection))
-    copies = _put_differently(loaded, data.defence, config, torch.Generator().manual_seed(seed + 4))
+    copies = _put_differently(
+        loaded, data.defence, config, torch.Generator().manual_seed(seed + 4), every_style=True
+    )
     forbidden = [
         Example(tuple(prompt), rejection) for prompt in [*loaded.encode_rows(data.defence), *copies]
     ]
@@ -228,12 +230,14 @@ def _put_differently(
     rows: Sequence[PromptRow],
     config: DefenseConfig,
     generator: torch.Generator,
+    *,
+    every_style: bool = False,
 ) -> list[list[int]]:
-    """Copies of some prompts in role plays, and of some in other styles."""
+    """Copies of some prompts in role plays, and of some in another style, or in every other."""
     played = role_plays(rows, config.role_plays, generator)
     return [
         *loaded.encode_rows(played),
-        *restyled(loaded, rows, config.restyled, generator),
+        *restyled(loaded, rows, config.restyled, generator, every_style=every_style),
     ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from backburn.components.shared.config import PromptStyle
 from backburn.components.shared.domains import PromptRow
-from backburn.components.shared.models import BARE, LINES, LoadedModel
+from backburn.components.shared.models import LINES, LoadedModel
 from jinja2 import TemplateError
 
 _SYSTEM_PROMPTS = (
@@ -35,24 +35,32 @@ _SPEAKERS = (
     {"user": "Question", "assistant": "Answer", "system": "Context"},
     {"user": "Customer", "assistant": "Agent", "system": "Rules"},
 )
-_BARE_SHARE = 1 / 3
-_OUTSIDE_SHARE = 2 / 3
+_LIKELIHOODS = {"bare": 0.4, "lines": 0.4, "system": 0.2}
+"""Of a style, where a prompt is copied in one only: outside the template a rejection, learnt in
+one language, carries over least to others."""
 
 
 def restyled(
-    loaded: LoadedModel, rows: Sequence[PromptRow], share: float, generator: torch.Generator
+    loaded: LoadedModel,
+    rows: Sequence[PromptRow],
+    share: float,
+    generator: torch.Generator,
+    *,
+    every_style: bool = False,
 ) -> list[list[int]]:
-    """Token ids of copies of some prompts, each put differently.
+    """Token ids of copies of some prompts, put differently.
 
-    Two in three copies stand outside the chat template, half of them bare and half in lines that
-    name the speakers; the others stand under a system prompt. Where the chat template takes no
-    system message, those are put in lines too.
+    There are three styles: bare, in lines that name the speakers (both outside the chat template),
+    and under a system prompt. Where the chat template takes no system message, those are put in
+    lines too.
 
     Args:
         loaded: Tokenizer and chat template.
         rows: Prompts of any form.
         share: Of the prompts, rounded down, in [0, 1].
         generator: Of the choice of prompts and styles.
+        every_style: Copy a chosen prompt in each style, not in one at random (bare and lines two
+            in five each, a system prompt one in five).
 
     Returns:
         The copies.
@@ -60,23 +68,27 @@ def restyled(
     if share == 0.0:
         return []  # and draws nothing, so that other choices are those of a defence without
     chosen = torch.randperm(len(rows), generator=generator)[: int(share * len(rows))].tolist()
+    weights = torch.tensor(list(_LIKELIHOODS.values()))
     copies: list[list[int]] = []
     for index in chosen:
-        kind = float(torch.rand((), generator=generator))
-        speakers = _SPEAKERS[_pick(len(_SPEAKERS), generator)]
-        system = _SYSTEM_PROMPTS[_pick(len(_SYSTEM_PROMPTS), generator)]
-        row = rows[index]
-        if kind >= _OUTSIDE_SHARE:
-            try:
-                copies.append(loaded.encode_row(row, PromptStyle(system_prompt=system)))
-                continue
-            except TemplateError:
-                pass
-        if kind < _BARE_SHARE:
-            copies.append(loaded.encode_lines(row.chat(), BARE))
-        else:
-            copies.append(loaded.encode_lines(row.chat(), LINES, speakers))
+        styles = list(_LIKELIHOODS)
+        if not every_style:
+            styles = [styles[int(torch.multinomial(weights, 1, generator=generator))]]
+        copies += [_put(loaded, rows[index], style, generator) for style in styles]
     return copies
+
+
+def _put(loaded: LoadedModel, row: PromptRow, style: str, generator: torch.Generator) -> list[int]:
+    if style == "bare":
+        return loaded.encode_row(row, PromptStyle(template="bare"))
+    if style == "system":
+        system = _SYSTEM_PROMPTS[_pick(len(_SYSTEM_PROMPTS), generator)]
+        try:
+            return loaded.encode_row(row, PromptStyle(system_prompt=system))
+        except TemplateError:
+            pass
+    speakers = _SPEAKERS[_pick(len(_SPEAKERS), generator)]
+    return loaded.encode_lines(row.chat(), LINES, speakers)
 
 
 def _pick(count: int, generator: torch.Generator) -> int:

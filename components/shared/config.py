@@ -334,10 +334,10 @@ class DefenseConfig(Section):
         "English role play or story is trained on too: the frame then decides nothing.",
     )
     restyled: Probability = Field(
-        0.5,
-        description="Share of prompts, forbidden and benign alike, of which a copy is trained on "
-        "too that is put differently: without the chat template in plain lines or bare, or under a "
-        "system prompt.",
+        1.0,
+        description="Share of prompts of which copies are trained on too that are put differently: "
+        "without the chat template in plain lines, or bare, or under a system prompt. Forbidden "
+        "prompts in each of these styles, benign and near-miss ones in one of them.",
     )
     warm_start: WarmStartConfig = Field(default_factory=lambda: WarmStartConfig())
     neutralization: NeutralizationConfig = Field(default_factory=lambda: NeutralizationConfig())
@@ -491,7 +491,8 @@ class SweepConfig(Section):
     storage: str | None = Field(
         None,
         description="Optuna storage such as sqlite:////data/sweeps.db: an interrupted search on "
-        "the same model with the same settings goes on. Default: in memory.",
+        "the same model with the same settings goes on. Default: with the step's checkpoints if "
+        "those are in a folder, else in memory.",
     )
 
     @field_validator("storage")
@@ -791,7 +792,7 @@ class ChatJudgeConfig(Section):
 
 
 class GuardJudgeConfig(Section):
-    """A Hugging Face safety classifier, run in the judging task."""
+    """A Hugging Face safety classifier, run in each task that asks it."""
 
     family: Literal[
         "qwen3guard", "granite-guardian", "llama-guard", "harmbench", "strongreject"

@@ -36,6 +36,7 @@ from backburn.components.shared.storage import (
     write_json,
 )
 from filelock import FileLock
+from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 SMOLLM2 = "builtin:smollm2-135m-instruct"
@@ -76,11 +77,10 @@ class Layout:
 
 
 LINES = Layout("{name}: {text}\n", "{name}:")
-BARE = Layout("{text}\n\n", "")
 _LAYOUTS = {
     "plain": LINES,
     "headings": Layout("### {name}:\n{text}\n\n", "### {name}:\n"),
-    "bare": BARE,
+    "bare": Layout("{text}\n\n", ""),
 }
 
 
@@ -125,6 +125,15 @@ class LoadedModel:
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
         )
         return [int(token) for token in ids]
+
+    def takes_system_prompts(self) -> bool:
+        """Whether the chat template takes a system message; some raise an error."""
+        turn = [{"role": "user", "content": "hello"}]
+        try:
+            self.encode_prompt(turn, PromptStyle(system_prompt="You answer."))
+        except TemplateError:
+            return False
+        return True
 
     def encode_lines(
         self,

@@ -102,7 +102,7 @@ def test_the_defences_to_compare_with_do_what_they_are_named_for(
     entropy_after, refusals_after = entropy_and_refusals(hardened, toy, judge)
     assert [phase.phase for phase in result.phases] == ["baseline", seen[-1]]
     if method == "entropy":
-        assert entropy_after < 0.5 * entropy
+        assert entropy_after < 0.75 * entropy
     else:
         assert refusals_after > refusals + 0.5
     assert result.phases[-1].benign_kl < 0.5
@@ -163,6 +163,7 @@ def test_what_is_measured_on_is_not_trained_on_put_differently_either(
     measured: list[str] = []
     played: list[str] = []
     restyled: list[str] = []
+    every: list[str] = []
     set_aside, role_plays, restyle = defense.set_aside, defense.role_plays, defense.restyled
 
     def watch_aside(rows: Any) -> Any:
@@ -178,10 +179,11 @@ def test_what_is_measured_on_is_not_trained_on_put_differently_either(
     monkeypatch.setattr(defense, "set_aside", watch_aside)
 
     def watch_styles(
-        loaded: LoadedModel, rows: Any, share: float, generator: torch.Generator
+        loaded: LoadedModel, rows: Any, share: float, generator: torch.Generator, **how: Any
     ) -> Any:
         restyled.extend(row.id for row in rows)
-        return restyle(loaded, rows, share, generator)
+        every.extend(row.id for row in rows if how["every_style"])
+        return restyle(loaded, rows, share, generator, **how)
 
     monkeypatch.setattr(defense, "role_plays", watch_plays)
     monkeypatch.setattr(defense, "restyled", watch_styles)
@@ -201,6 +203,7 @@ def test_what_is_measured_on_is_not_trained_on_put_differently_either(
     assert benign & set(played)
     assert benign & set(restyled)
     assert not set(measured) & {*played, *restyled}
+    assert every == [row.id for row in data.defence]
 
 
 def test_a_derailed_rejection_goes_on_where_it_left_off() -> None:

@@ -34,10 +34,13 @@ class _Writer:
         return self.encode("".join(f"<{m['role']}>{m['content']}" for m in messages) + "<answer>")
 
 
-def texts(rows: list[PromptRow], share: float, seed: int) -> list[str]:
+def texts(
+    rows: list[PromptRow], share: float, seed: int, *, every_style: bool = False
+) -> list[str]:
     loaded = LoadedModel(None, _Writer())
     generator = torch.Generator().manual_seed(seed)
-    return ["".join(map(chr, copy)) for copy in restyled(loaded, rows, share, generator)]
+    copies = restyled(loaded, rows, share, generator, every_style=every_style)
+    return ["".join(map(chr, copy)) for copy in copies]
 
 
 def rows_of(count: int) -> list[PromptRow]:
@@ -78,16 +81,30 @@ def test_a_copy_holds_the_whole_conversation(share: float, seed: int, count: int
     assert made == texts(rows, share, seed)
 
 
-def test_every_style_comes_with_forbidden_and_with_benign_prompts() -> None:
+@given(share=st.floats(0.0, 1.0), seed=st.integers(0, 50), count=st.integers(0, 9))
+def test_of_one_prompt_there_can_be_a_copy_in_each_style(
+    share: float, seed: int, count: int
+) -> None:
+    made = texts(rows_of(count), share, seed, every_style=True)
+    assert len(made) == 3 * int(share * count)
+    for bare, lines, under in zip(made[::3], made[1::3], made[2::3], strict=True):
+        assert bare.endswith("\n\n")
+        assert any(lines.endswith(f"\n{speakers['assistant']}:") for speakers in _SPEAKERS)
+        assert under.endswith("<answer>")
+        (number,) = {copy.rpartition("ask [")[2][0] for copy in (bare, lines, under)}
+        assert f"ask [{number}] {{text}}" in bare
+
+
+def test_every_style_comes_with_every_kind_of_prompt() -> None:
     domain = load_domain(DomainConfig(name="cooking"))
-    for rows in (domain.forbidden, domain.benign):
-        made = texts(list(rows), 1.0, 0)
+    for rows in (domain.near_miss, domain.benign):
+        made = texts(4 * list(rows), 1.0, 0)
         for speakers in _SPEAKERS:
             assert any(text.endswith(f"\n{speakers['assistant']}:") for text in made)
         bare = [text for text in made if text.endswith("\n\n")]
         under = [text for text in made if text.endswith("<answer>")]
-        assert 0.25 < len(bare) / len(made) < 0.45
-        assert 0.25 < len(under) / len(made) < 0.45
+        assert 0.3 < len(bare) / len(made) < 0.5
+        assert 0.1 < len(under) / len(made) < 0.3
         for prompt in _SYSTEM_PROMPTS:
             assert any(f"<system>{prompt}<" in text for text in under)
 
@@ -103,11 +120,11 @@ def test_without_system_messages_copies_stand_in_lines() -> None:
     tokenizer = tokenizer_without_system_messages()
     loaded = LoadedModel(None, tokenizer)
     rows = rows_of(40)[::2]
-    copies = restyled(loaded, rows, 1.0, torch.Generator().manual_seed(0))
+    copies = restyled(loaded, rows, 1.0, torch.Generator().manual_seed(0), every_style=True)
     own = set(loaded.encode_row(rows[0])) & set(tokenizer.all_special_ids)
     own.discard(tokenizer.unk_token_id)
     assert own
-    assert len(copies) == len(rows)
+    assert len(copies) == 3 * len(rows)
     assert not any(own & set(copy) for copy in copies)
 
 
@@ -140,7 +157,7 @@ def test_the_rejection_holds_in_plain_lines_if_copies_are_trained_on(
         return sum(rates) / len(rates)
 
     plain = slip(PromptStyle(template="plain"))
-    assert slip(PromptStyle()) < 0.05
+    assert slip(PromptStyle()) < 0.15
     if share:
         assert plain < 0.05
     else:
