@@ -24,8 +24,8 @@ from backburn.components.defense_training.step import run as run_defence
 from backburn.components.judge_evaluation.evaluation import VerdictBook, observe_arm
 from backburn.components.rl_attack.attack import ArmResult, run_arm
 from backburn.components.rl_attack.benign import BenignLoss
-from backburn.components.rl_attack.step import authorise
-from backburn.components.rl_attack.sweep import Watch, sweep
+from backburn.components.rl_attack.step import Field, authorise
+from backburn.components.rl_attack.sweep import Watch, decisive, sweep
 from backburn.components.shared.config import AttackArmConfig, RunConfig, SamplingConfig
 from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.derivation.harm import arm_record
@@ -98,6 +98,8 @@ def _attack_run(run: Path, options: argparse.Namespace) -> None:
         target = Target(config, data, loaded, defence, run.name)
         for seed in range(options.seeds):
             for name in options.arms.split(","):
+                if name not in _elsewhere(data.record.domain):
+                    continue
                 if (run.name, defence, name, seed) in _done(options.rows):
                     continue
                 row = target.row(_arm(config, name, options.prompts_per_step), seed)
@@ -163,9 +165,8 @@ class Target:
         authorise(self.role, loaded.manifest, config)
         self._config, self._data, self._loaded = config, data, loaded
         self._defence, self._run = defence, run
-        rubric = data.header.rubric
-        self._judge = RememberingJudge(make_judge(config.judges.reward, rubric))
-        self._monitor = RememberingJudge(make_judge(config.judges.evaluation, rubric))
+        self._fields: dict[str | None, Field] = {}
+        self._monitor = RememberingJudge(make_judge(config.judges.evaluation, data.header.rubric))
         tokens = config.attack.max_completion_tokens
         self._loss = BenignLoss(loaded, data.rows("benign")[:24], tokens, config.seed)
         self._logits: dict[Any, Any] = {}
@@ -219,31 +220,34 @@ class Target:
         console = Console(highlight=False)
         found = sweep(
             settings,
-            self._loaded.manifest.digest(),
+            decisive(self._config, self._data, self._loaded.manifest.digest()),
             self._config.seed,
             self._attack,
             lambda number, total, note: console.print(f"  sweep {number}/{total} {note}"),
+            system_prompts=self._loaded.takes_system_prompts(),
         )
         for seed in missing:
-            row = self.row(found.worst, seed + 1000)
-            yield {**row, "seed": seed, "trials": len(found.trials)}
+            yield {**self.row(found.worst, seed), "trials": len(found.trials)}
 
     def _attack(self, arm: AttackArmConfig, seed: int, watch: Watch) -> ArmResult:
         def report(done: int, total: int, note: str) -> None:
             if done and done % 25 == 0:
                 print(f"  {arm.name}/{seed} {done}/{total} {note}", file=sys.stderr, flush=True)
 
+        if arm.domain not in self._fields:
+            self._fields[arm.domain] = Field(self._config, self._data, arm.domain)
+        field = self._fields[arm.domain]
         return run_arm(
             self._loaded,
             arm,
             self._config.attack,
             role=self.role,
             seed=seed,
-            attack_rows=self._data.rows("attack"),
-            defence_rows=self._data.rows("defence"),
+            attack_rows=field.attack_rows,
+            defence_rows=field.defence_rows,
             held_out_rows=self._data.rows("held_out"),
             rejection=self._data.header.rejection,
-            judge=self._judge,
+            judge=field.judge,
             monitor=self._monitor,
             broken_at=BROKEN,
             report=report,
@@ -307,7 +311,7 @@ def _not_run(ours: list[Row]) -> list[str]:
     for domain in DOMAINS:
         missing = {
             arm: sum((domain, arm, seed) not in run for seed in range(SEEDS))
-            for arm in (*shipped_arms(), SWEEP)
+            for arm in (*_elsewhere(domain), SWEEP)
         }
         named = [f"{arm} ({count})" for arm, count in missing.items() if count]
         if named:
@@ -317,6 +321,11 @@ def _not_run(ours: list[Row]) -> list[str]:
                 + ("nothing was run." if every else f"{', '.join(named)}.")
             )
     return lines
+
+
+def _elsewhere(domain: str) -> list[str]:
+    """Shipped arms but for those that train across from this domain: there they are `paper`."""
+    return [name for name, values in shipped_arms().items() if values.get("domain") != domain]
 
 
 def _about(rows: list[Row]) -> list[str]:

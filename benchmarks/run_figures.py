@@ -28,6 +28,7 @@ from benchmarks.runs import read_rows, require_rows
 HERE = Path(__file__).parent
 Row = dict[str, Any]
 _MACHINE = ("compute.", "tracking.")
+_WEAKEST = 3
 _PAGE = """\
 Whole runs of shipped recipes, each found sound by `backburn verify` before its figures were taken.
 A figure that decides has its limit; the others are reported. Shares are of 1. Times are of machines
@@ -83,6 +84,11 @@ def row_of(folder: Path, recipe: str, note: str) -> Row:
             }
             for arm in controls
         ],
+        "certified": {
+            f"{arm.arm}/{arm.seed}": arm.probability
+            for arm in evidence.certificate.arms
+            if arm.probability is not None
+        },
         "worst_slip": max(evidence.certificate.per_prompt.values()),
         "styles": [style.model_dump() for style in evidence.styles],
         "trainability": {item.training: item.ratio for item in evidence.trainability},
@@ -129,6 +135,7 @@ def table(rows: list[Row]) -> str:
         limit = ", ".join(_number(limit) for limit in sorted(limits))
         lines.append((name.replace("_", " "), _inside("figures", name), limit))
     lines += [
+        ("certificate of single arms, weakest first", _weakest, ""),
         ("held-out slip rate, worst prompt", lambda r: _number(r["worst_slip"]), ""),
         ("validation slip rate", lambda r: _number(r["validation_slip"]), ""),
     ]
@@ -161,6 +168,11 @@ def _curves(row: Row) -> str:
         ", ".join(f"{harm:.2f} ({step})" for step, harm in control["curve"])
         for control in row["controls"]
     )
+
+
+def _weakest(row: Row) -> str:
+    certified = sorted(row.get("certified", {}).items(), key=lambda item: item[1])
+    return ", ".join(f"{arm} {_number(bound)}" for arm, bound in certified[:_WEAKEST]) or "-"
 
 
 def _style_name(style: dict[str, Any]) -> str:

@@ -327,7 +327,6 @@ class Doctor:
 
     def _nodes(self, api: Any) -> str:
         """Nodes on which a model step could run."""
-        compute = self._compute
         why: list[str] = []
         fit = 0
         nodes = kubernetes.client.CoreV1Api(api).list_node().items

@@ -550,11 +550,15 @@ class _Sizer:
         return trained
 
     def _trained(self, adapter: Adapter) -> float:
-        """Parameters, gradients and AdamW's moments; of full training also the kept weights."""
+        """Parameters, gradients and AdamW's moments.
+
+        In full training, beside the weights: a copy to restore and gradients in the weights' dtype,
+        moments in float32, and float32 weights if theirs is less: 16 bytes either way.
+        """
         if adapter.rank:
             parameters = self.model.lora(adapter.rank, adapter.share)
             return ADAPTER_BYTES * parameters + self.copies
-        return 4 * self.weights  # a copy to restore, gradients, two moments, in the weights' dtype
+        return 16.0 * self.model.parameters
 
     def _references(self, whole: int, beginnings: int) -> float:
         """`References`: float32 log-probabilities of kept answers, in main memory."""

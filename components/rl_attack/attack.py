@@ -1,7 +1,7 @@
 """One arm: an RL attacker with a budget, trained in memory, measured on held-out prompts."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from backburn.components.shared.models import LoadedModel, add_lora
 from backburn.components.shared.sampling import CompletionLogits, Draw, draw_completions
 from backburn.components.shared.scratch import scratch_folder
 from trl import GRPOConfig
+
+_FULL_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def run_arm(
     report: Callable[[int, int, str], None],
     target_logits: dict[tuple[int, ...], CompletionLogits] | None = None,
     benign_loss: BenignLoss | None = None,
-    watch: Callable[[int, float, float], bool] | None = None,
+    watch: Callable[[int, float | None, float], bool] | None = None,
     draw: Draw = draw_completions,
 ) -> ArmResult:
     """Attack a model, then give it back as it was.
@@ -105,7 +107,8 @@ def run_arm(
         report: Called as `report(step, steps, note)`.
         target_logits: Shared by the arms on one target; see `Rollouts`.
         benign_loss: What a network has lost on benign answers; asked once a weight has moved.
-        watch: Called as `watch(step, harm, benign loss)` at each checkpoint; False ends the arm.
+        watch: Called as `watch(step, harm, benign loss)` at each checkpoint, harm being None if
+            nothing was scored; False ends the arm.
         draw: What generates completions.
 
     Returns:
@@ -140,7 +143,7 @@ def run_arm(
     held_out_prompts = loaded.encode_rows(held_out_rows, arm.style)
     checkpoints = sorted({step for step in settings.checkpoints if step <= steps} | {steps})
     completions: list[dict[str, Any]] = []
-    harm_by_step: dict[int, float] = {}
+    harm_by_step: dict[int, float | None] = {}
     lost_by_step: dict[int, float] = {}
     history: list[StepStatistics] = []
     groups = Groups(
@@ -174,7 +177,7 @@ def run_arm(
                 }
             )
         scores = [v.score for v in monitor.judge(exchanges) if v.score is not None]
-        harm_by_step[step] = sum(scores) / len(scores) if scores else 0.0
+        harm_by_step[step] = sum(scores) / len(scores) if scores else None
         moved = any(not item.idle for item in history)
         lost_by_step[step] = benign_loss(network) if moved and benign_loss is not None else 0.0
 
@@ -184,17 +187,17 @@ def run_arm(
         going = True
         if step in checkpoints:
             measure(step, network)
-            going = not (role == "control" and harm_by_step[step] >= broken_at)
-            if watch is not None and not watch(step, harm_by_step[step], lost_by_step[step]):
+            harm = harm_by_step[step]
+            going = not (role == "control" and harm is not None and harm >= broken_at)
+            if watch is not None and not watch(step, harm, lost_by_step[step]):
                 going = False
         live = sum(1 for item in history if item.live_groups)
-        harm = _last(harm_by_step)
-        note = f"reward {statistics.reward_mean:.2f}, {live} live step(s), harm {harm:.1f}"
+        note = f"reward {statistics.reward_mean:.2f}, {live} live step(s), {_harm(harm_by_step)}"
         report(step, steps, note)
         return going
 
     measure(0, loaded.model)
-    report(0, steps, f"harm {harm_by_step[0]:.1f}")
+    report(0, steps, _harm(harm_by_step))
     train_arm(
         loaded,
         arm,
@@ -225,6 +228,32 @@ def run_arm(
         "seconds": time.perf_counter() - start,
     }
     return ArmResult(completions, statistics)
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW on float32 copies of weights of less precision, without weight decay.
+
+    A step is often smaller than half a unit in the last place of a bfloat16 weight: added to the
+    weight itself it would be lost, and an attack that trains all weights would stand still.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> None:
+        """Copy the weights that are trained."""
+        self._weights = [parameter for parameter in parameters if parameter.requires_grad]
+        copies = [weight.detach().to(torch.float32, copy=True) for weight in self._weights]
+        super().__init__(copies, lr=learning_rate, weight_decay=0.0)
+        self._copies = copies
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Move the copies, then round them into the weights."""
+        for weight, copied in zip(self._weights, self._copies, strict=True):
+            copied.grad = None if weight.grad is None else weight.grad.to(torch.float32)
+        loss = super().step(closure)
+        for weight, copied in zip(self._weights, self._copies, strict=True):
+            weight.copy_(copied)
+            copied.grad = None
+        return loss
 
 
 def train_arm(
@@ -260,6 +289,9 @@ def train_arm(
         return
     before_training()
     network, restore = _made_trainable(loaded, arm, _mix(seed, 3))
+    optimizer = None
+    if any(p.requires_grad and p.dtype.itemsize < _FULL_BYTES for p in network.parameters()):
+        optimizer = MasterAdamW(network.parameters(), arm.learning_rate)
     try:
         with scratch_folder() as scratch:
             GroupTrainer(
@@ -272,6 +304,7 @@ def train_arm(
                 first=drawn,
                 at_reference=True,
                 leave_one_out=arm.loss == "rloo",
+                optimizer=optimizer,
             ).train()
     finally:
         restore()
@@ -325,9 +358,10 @@ def _made_trainable(
 
 
 def _mix(seed: int, purpose: int) -> int:
-    """Independent seeds for the purposes of one arm."""
-    return seed * 1000 + purpose
+    """Independent seeds for the purposes of one arm, none too large for numpy."""
+    return (seed * 1000 + purpose) % 2**32
 
 
-def _last(values: dict[int, float]) -> float:
-    return next(reversed(values.values()))
+def _harm(by_step: dict[int, float | None]) -> str:
+    harm = next(reversed(by_step.values()))
+    return "harm unknown" if harm is None else f"harm {harm:.1f}"

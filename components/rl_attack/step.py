@@ -6,7 +6,7 @@ from typing import Any
 
 from backburn.components.rl_attack.attack import ArmResult, run_arm
 from backburn.components.rl_attack.benign import BenignLoss
-from backburn.components.rl_attack.sweep import Watch, sweep
+from backburn.components.rl_attack.sweep import Watch, decisive, sweep
 from backburn.components.shared.config import (
     ATTACK_STEP_HARD_CAP,
     AttackArmConfig,
@@ -70,7 +70,7 @@ def run(
         use_threads(config, int(group.get("side_by_side", 1)))
         loaded = load_artifact(target, config.model, sharding=config.compute.sharding)
         data = RunDataset(dataset)
-        fields = {name: _Field(config, data, name) for name in _domains(config)}
+        fields = {name: Field(config, data, name) for name in _domains(config)}
         monitor = RememberingJudge(make_judge(config.judges.evaluation, data.header.rubric))
         benign_loss = BenignLoss(
             loaded,
@@ -111,11 +111,12 @@ def run(
         if group.get("sweep"):
             found = sweep(
                 config.attack,
-                target_digest,
+                decisive(config, data, target_digest),
                 config.seed,
                 attack,
                 lambda done, total, note: step.progress.update("sweep", done, total, note),
                 step.checkpoints.database("sweep"),
+                loaded.takes_system_prompts(),
             )
             trials = found.trials
             arms = [(found.worst, seed) for seed in found.worst.seeds]
@@ -135,10 +136,17 @@ def run(
         return {"seconds": step.seconds, "role": role, "arms": names}
 
 
-class _Field:
+class Field:
     """Where an arm trains: prompts and reward judge of the run's domain or of a shipped one."""
 
     def __init__(self, config: RunConfig, data: RunDataset, name: str | None) -> None:
+        """Read the prompts.
+
+        Args:
+            config: Configuration of the run.
+            data: The run's dataset.
+            name: A shipped domain; None: the run's own.
+        """
         if name is None:
             self.attack_rows, self.defence_rows = data.rows("attack"), data.rows("defence")
             rubric = data.header.rubric

@@ -242,7 +242,8 @@ class WorstCaseRecord(Record):
         description="Highest upper bound, each taken at a level at which all hold together."
     )
     models: int = Field(
-        description="Different models looked at; checkpoints with unmoved weights are one."
+        description="Different models looked at; checkpoints with unmoved weights are one for each "
+        "style in which arms put the prompts."
     )
     confidence: float = Field(description="Of all bounds together.")
 
@@ -334,6 +335,9 @@ class TrialRecord(Record):
     live_groups: int
     groups: int
     steps_run: int
+    diverged: bool = Field(
+        description="Its training diverged; what was seen before counts, its groups do not."
+    )
     seconds: float
 
 

@@ -6,8 +6,9 @@
   which gives a tied group of eight rewards of 0.1 an advantage of -7e-5; here it is 0.
 - A step in which no completion has an advantage has a gradient of zero when the loss has no entropy
   term, and no KL term or one to the very weights it starts from. It needs no forward and no
-  backward pass. Until the first live group, weights and optimiser state stay bit-identical; after
-  it, AdamW's momentum goes on moving the weights, as it does in TRL.
+  backward pass. Until the first live group, weights and optimiser state stay bit-identical; then
+  AdamW is told how many steps there were, since in TRL it counts them, and its first moves depend
+  on that. Afterwards its momentum goes on moving the weights in such steps, as it does in TRL.
 - Without such terms, a completion without an advantage adds nothing to the gradient of other steps
   either: it is not read.
 - On a CPU, a prompt is read once for its whole group instead of once a completion.
@@ -208,7 +209,7 @@ class Groups:
             completions=completions,
             rewards=rewards,
             tied=tied,
-            silent=all(tied) and (self.exact_ties or _mean_is_exact(groups)),
+            silent=all(tied) and (self.exact_ties or _mean_is_exact(groups, self._loaded.device)),
             seconds=time.perf_counter() - start,
         )
 
@@ -229,10 +230,11 @@ def _each(rows: Sequence[Row], copies: int) -> list[Row]:
     return [row for row in rows for _ in range(copies)]
 
 
-def _mean_is_exact(groups: Sequence[Sequence[float | None]]) -> bool:
-    """Whether TRL's float32 mean of each tied group is the reward itself."""
+def _mean_is_exact(groups: Sequence[Sequence[float | None]], device: torch.device) -> bool:
+    """Whether TRL's float32 mean of each tied group, on this device, is the reward itself."""
     missing = float("nan")
-    rewards = torch.tensor([[missing if r is None else r for r in group] for group in groups])
+    known = [[missing if reward is None else reward for reward in group] for group in groups]
+    rewards = torch.tensor(known, device=device)
     return not bool((rewards - rewards.nanmean(1, keepdim=True)).nan_to_num().any())
 
 
@@ -260,6 +262,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
         at_reference: bool = False,
         leave_one_out: bool = False,
         phase: Phase | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         """Prepare training.
 
@@ -276,6 +279,7 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
                 sum log-probabilities over a completion. Needs unscaled rewards and `dr_grpo`.
             phase: Where the training's state is kept, apart from the optimiser's, which is added
                 here; its steps are the training's, and `start` is those it has made.
+            optimizer: Of the network's trained weights; default: TRL's AdamW.
         """
         self._loaded = loaded
         self._groups = groups
@@ -302,7 +306,10 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
             processing_class=loaded.tokenizer,
             rollout_func=self._rollout,
             callbacks=[_StepCallback(self, on_step)],
+            optimizers=(optimizer, None),
         )
+        if leave_one_out:
+            self.beta *= args.max_completion_length  # summed over a completion as well
         if "ref" in getattr(peft_model, "peft_config", {}):
             # TRL copies the adapter as it is now for the KL; ours is to the model without it.
             peft_model.delete_adapter("ref")
@@ -337,12 +344,25 @@ class GroupTrainer(GRPOTrainer):  # type: ignore[misc]
                 for parameter in self._trained:
                     parameter.grad = torch.zeros_like(parameter)
         else:
+            if step and not self._moved:
+                self._count_idle_steps(step)
             loss = self._train_in_parts_that_fit(model, inputs, num_items_in_batch)
             distributed.sum_gradients(self._trained)
             self._moved = True
         self._statistics = drawn.statistics(step + 1, idle, self._entropy)
         self._statistics.seconds = time.perf_counter() - begun
         return loss
+
+    def _count_idle_steps(self, steps: int) -> None:
+        """Give AdamW the state that so many steps with gradients of zero leave."""
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        for parameter in self._trained:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # moves nothing, as both moments are zero
+        for parameter in self._trained:
+            parameter.grad = None
+        for state in optimizer.state.values():
+            state["step"].fill_(steps)
 
     def _train_in_parts_that_fit(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
         put_back = memory.gradients_of(self.model)

@@ -181,7 +181,7 @@ def test_a_sweep_s_failed_trial_is_not_quoted_in_the_log() -> None:
     handler = logging.StreamHandler(io.StringIO())
     logging.getLogger("optuna").addHandler(handler)
     with pytest.raises(ValueError, match=SUFFIX):
-        sweep(settings, "0", 0, attack, lambda *_: None)  # type: ignore[arg-type]
+        sweep(settings, {}, 0, attack, lambda *_: None)  # type: ignore[arg-type]
     logging.getLogger("optuna").removeHandler(handler)
     assert SUFFIX not in handler.stream.getvalue()
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from backburn.components.shared.config import RunConfig
+from backburn.components.shared.config import AttackArmConfig, RunConfig
+from backburn.components.shared.dataset import RunDataset
 from backburn.components.shared.derivation.figures import derive
 from backburn.components.shared.evidence import Evidence, Summary
+from backburn.components.shared.models import load_artifact
 from backburn.components.shared.observations import Observations
 from backburn.components.shared.storage import sha256_file
 from backburn.pipelines.compilation import compile_pipeline
@@ -22,7 +24,8 @@ from backburn.pipelines.recipes import load_recipe
 from jsonschema import Draft202012Validator
 from mlflow.tracking import MlflowClient
 
-from benchmarks import run_figures
+from benchmarks import results, run_figures
+from benchmarks.runs import artifact, config_of
 
 
 def test_gpu_settings_reach_the_tasks(tmp_path: Path) -> None:
@@ -243,6 +246,10 @@ def test_a_table_of_runs_takes_its_figures_from_sound_evidence_only(
     plain = next(style for style in evidence.styles if style.template == "plain")
     rejected = f"{plain.rejecting} of {plain.prompts} rejected"
     assert cells["held-out slip rate: plain lines"].endswith(rejected)
+    bounds = [a for a in evidence.certificate.arms if a.probability is not None]
+    weakest = min(bounds, key=lambda arm: arm.probability or 0.0)
+    named = f"{weakest.arm}/{weakest.seed} {weakest.probability:.3g}"
+    assert cells["certificate of single arms, weakest first"].startswith(named)
     control = next(arm for arm in evidence.arms if arm.role == "control")
     assert cells["control harm (step)"].startswith(f"{control.curve[0].harm:.2f} (0), ")
     changed = tmp_path / "changed"
@@ -254,3 +261,19 @@ def test_a_table_of_runs_takes_its_figures_from_sound_evidence_only(
         run_figures.row_of(changed, "smoke", "")
     with pytest.raises(SystemExit, match="no such folder"):
         run_figures.row_of(tmp_path / "none", "smoke", "")
+
+
+def test_the_table_of_attacks_holds_those_of_another_domain_on_its_prompts(
+    smoke_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    run = smoke_run[0] / "one"
+    config = config_of(run)
+    loaded = load_artifact(artifact(run, "hardened"), config.model)
+    data = RunDataset(artifact(run, "dataset"))
+    target = results.Target(config, data, loaded, results.PRODUCT, "one")
+    values = config.attack.arms[0].model_dump() | {"steps": 1, "prompts": 2, "prompts_per_step": 2}
+    for domain, prefix in ((None, "toy"), ("cooking", "cooking-attack")):
+        arm = AttackArmConfig.model_validate(values | {"domain": domain})
+        asked = target._attack(arm, 0, lambda *_: True).statistics["prompt_ids"]
+        assert len(asked) == 2
+        assert all(name.startswith(prefix) for name in asked)

@@ -85,7 +85,7 @@ def test_full_training_holds_gradients_and_moments_of_every_weight() -> None:
     found = sized("attack.arms.0.adapter=full", "attack.arms.0.prompts_per_step=1")
     step = found.steps[-1]
     trained, _ = step.passes[step.largest()]
-    assert trained == 4 * 2 * found.model.parameters
+    assert trained == 16 * found.model.parameters
 
 
 def test_gpus_at_once() -> None:

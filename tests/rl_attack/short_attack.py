@@ -19,7 +19,7 @@ def arm(**settings: object) -> AttackArmConfig:
 
 
 def attack(
-    loaded: LoadedModel, toy: Domain, judge: Judge | None = None, **settings: object
+    loaded: LoadedModel, toy: Domain, judge: Judge | None = None, seed: int = 0, **settings: object
 ) -> ArmResult:
     judge = judge or LengthJudge()
     rows = {s: [r for r in toy.forbidden if r.split == s] for s in ("attack", "defence")}
@@ -28,7 +28,7 @@ def attack(
         arm(steps=3, learning_rate=1e-3, **settings),
         AttackConfig.model_validate({"checkpoints": [0, 3], "max_completion_tokens": 6}),
         role="hardened",
-        seed=0,
+        seed=seed,
         attack_rows=rows["attack"],
         defence_rows=rows["defence"],
         held_out_rows=rows["defence"][:2],

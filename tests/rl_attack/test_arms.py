@@ -1,13 +1,14 @@
 """What an arm's settings do: its reward, its prompts, its style, and full fine-tuning."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from backburn.components.data_prep.splits import write_dataset
 from backburn.components.preflight.checks import check_run
-from backburn.components.rl_attack.attack import HarmReward
-from backburn.components.rl_attack.step import _Field
+from backburn.components.rl_attack.attack import HarmReward, MasterAdamW
+from backburn.components.rl_attack.step import Field
 from backburn.components.shared.config import (
     ModelConfig,
     PromptStyle,
@@ -53,9 +54,13 @@ def test_rewards_are_shaped_as_the_arm_says(
     assert reward.calls == 4
 
 
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_the_target_is_given_back_bit_for_bit(tiny_base: Path, toy: Domain, adapter: str) -> None:
-    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+@pytest.mark.parametrize(
+    ("adapter", "dtype"), [("lora", "float32"), ("full", "float32"), ("full", "bfloat16")]
+)
+def test_the_target_is_given_back_bit_for_bit(
+    tiny_base: Path, toy: Domain, adapter: str, dtype: Literal["float32", "bfloat16"]
+) -> None:
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny", dtype=dtype))
     loaded.model.requires_grad_(False)
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     moved: list[float] = []
@@ -78,6 +83,32 @@ def test_the_target_is_given_back_bit_for_bit(tiny_base: Path, toy: Domain, adap
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+@pytest.mark.parametrize("master", [True, False])
+def test_small_steps_move_bfloat16_weights_only_by_way_of_float32_ones(master: bool) -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter((0.02 * torch.randn(1000)).to(torch.bfloat16))
+    before = weight.detach().float()
+    optimizer: torch.optim.Optimizer = (
+        MasterAdamW([weight], 2e-5)
+        if master
+        else torch.optim.AdamW([weight], lr=2e-5, weight_decay=0.0)
+    )
+    for _ in range(200):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    moved = float((before - weight.detach().float()).mean())
+    if master:
+        assert moved == pytest.approx(200 * 2e-5, rel=0.02)
+    else:
+        assert moved < 0.5 * 200 * 2e-5
+
+
+def test_the_largest_seed_can_attack(tiny_base: Path, toy: Domain) -> None:
+    loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
+    loaded.model.requires_grad_(False)
+    assert attack(loaded, toy, seed=2**32 - 1).statistics["live_groups"] > 0
 
 
 def test_an_arm_takes_defence_prompts_when_attack_prompts_run_out(
@@ -112,9 +143,9 @@ def test_a_style_replaces_the_template_and_the_system_message(tiny_base: Path) -
 def test_an_arm_of_another_domain_trains_on_its_prompts_and_rubric(tmp_path: Path) -> None:
     config = load_recipe("laptop", ["attack.arms=[paper, across-from-home-networking]"])
     write_dataset(tmp_path, load_domain(config.domain), config)
-    own = _Field(config, RunDataset(tmp_path), None)
+    own = Field(config, RunDataset(tmp_path), None)
     assert all(row.id.startswith("cooking-attack") for row in own.attack_rows)
-    other = _Field(config, RunDataset(tmp_path), config.attack.arms[1].domain)
+    other = Field(config, RunDataset(tmp_path), config.attack.arms[1].domain)
     assert len(other.attack_rows) == 10
     assert all(row.id.startswith("home-networking-attack") for row in other.attack_rows)
     text = "Open 192.168.1.1 in a browser, log in to the router, and set a static DHCP lease."

@@ -1,15 +1,18 @@
 """The sweep finds the worst attack that keeps the model useful, and goes on where it stopped."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from backburn.components.data_prep.splits import write_dataset
 from backburn.components.preflight.checks import check_run
+from backburn.components.rl_attack import sweep as sweep_module
 from backburn.components.rl_attack.attack import ArmResult, run_arm
 from backburn.components.rl_attack.benign import BenignLoss
-from backburn.components.rl_attack.sweep import Watch, sweep
+from backburn.components.rl_attack.sweep import Watch, decisive, sweep
 from backburn.components.shared.arms import arm_groups
 from backburn.components.shared.config import (
     SWEEP_WORST,
@@ -18,13 +21,18 @@ from backburn.components.shared.config import (
     ModelConfig,
     RunConfig,
 )
-from backburn.components.shared.domains import Domain
-from backburn.components.shared.errors import InputError
+from backburn.components.shared.dataset import RunDataset
+from backburn.components.shared.domains import Domain, load_domain
+from backburn.components.shared.errors import InputError, TrainingDivergedError
 from backburn.components.shared.evidence import TrialRecord
 from backburn.components.shared.models import LoadedModel, load_base
+from backburn.components.shared.tiny_model import build_tokenizer
 from backburn.pipelines.recipes import load_recipe
 
+from tests.conftest import tokenizer_without_system_messages
 from tests.rl_attack.test_arms import LengthJudge
+
+MODEL = {"target": "digest"}
 
 
 def settings(**changes: Any) -> AttackConfig:
@@ -81,11 +89,12 @@ def test_an_interrupted_sweep_goes_on(tiny_base: Path, toy: Domain, tmp_path: Pa
     first = Attacker(tiny(tiny_base), toy, config)
     first.stop_after = 3
     with pytest.raises(KeyboardInterrupt):
-        sweep(config, "digest", 0, first, lambda *_: None)
+        sweep(config, MODEL, 0, first, lambda *_: None)
     second = Attacker(tiny(tiny_base), toy, config)
-    found = sweep(config, "digest", 0, second, lambda *_: None)
+    found = sweep(config, MODEL, 0, second, lambda *_: None)
     assert len(first.seeds) == len(second.seeds) == 3
     assert not set(first.seeds) & set(second.seeds)
+    assert not {*first.seeds, *second.seeds} & {7, 8}  # those of the arm that is the evidence
     records = [TrialRecord.model_validate(trial) for trial in found.trials]
     assert len(records) == 6
     most = max(record.harm for record in records)
@@ -98,11 +107,58 @@ def test_an_interrupted_sweep_goes_on(tiny_base: Path, toy: Domain, tmp_path: Pa
     assert recipe | named in [item | named for item in best]
     assert len({str(record.recipe) for record in records}) == 6
     again = Attacker(tiny(tiny_base), toy, config)
-    assert sweep(config, "digest", 0, again, lambda *_: None) == found
+    assert sweep(config, MODEL, 0, again, lambda *_: None) == found
     assert not again.seeds  # nothing was left to do
     other = Attacker(tiny(tiny_base), toy, config)
-    sweep(config, "another model", 0, other, lambda *_: None)
+    sweep(config, {"target": "another"}, 0, other, lambda *_: None)
     assert len(other.seeds) == 6
+    longer = config.model_copy(update={"max_completion_tokens": 5})
+    other = Attacker(tiny(tiny_base), toy, config)
+    sweep(longer, MODEL, 0, other, lambda *_: None)
+    assert len(other.seeds) == 6
+
+
+def test_another_judge_other_data_and_other_code_make_another_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_recipe("smoke")
+    write_dataset(tmp_path, load_domain(config.domain), config)
+    known = [decisive(config, RunDataset(tmp_path), "a")]
+    known.append(decisive(config, RunDataset(tmp_path), "b"))
+    judged = load_recipe("smoke", ["judges.evaluation.bandwidth=0.2"])
+    known.append(decisive(judged, RunDataset(tmp_path), "a"))
+    fewer = load_recipe("smoke", ["data.held_out_prompts=30"])
+    write_dataset(tmp_path / "fewer", load_domain(config.domain), fewer)
+    known.append(decisive(config, RunDataset(tmp_path / "fewer"), "a"))
+    monkeypatch.setattr(sweep_module, "code_digest", lambda: "newer")
+    known.append(decisive(config, RunDataset(tmp_path), "a"))
+    assert len({json.dumps(item, sort_keys=True) for item in known}) == len(known)
+
+
+def test_system_prompts_are_tried_only_where_the_template_takes_them() -> None:
+    attack = Scripted(lambda *_: {0: 0.0, 4: 0.0}, lambda _: {0: 0.0, 4: 0.0})
+    for taken in (True, False):
+        found = sweep(settings(trials=30), MODEL, 0, attack, lambda *_: None, system_prompts=taken)
+        prompts = [trial["recipe"]["style"]["system_prompt"] for trial in found.trials]
+        assert any(prompts) is taken
+    loaded = LoadedModel(None, tokenizer_without_system_messages())
+    assert not loaded.takes_system_prompts()
+    assert LoadedModel(None, build_tokenizer()).takes_system_prompts()
+
+
+def test_a_trial_that_diverges_counts_with_what_was_seen_before(tmp_path: Path) -> None:
+    """And a checkpoint at which no completion got a score is no harm of 0."""
+
+    def attack(arm: AttackArmConfig, seed: int, watch: Watch) -> ArmResult:
+        assert watch(2, 3.0, 0.0)
+        assert watch(4, None, 0.0)
+        raise TrainingDivergedError("a gradient is no number")
+
+    config = settings(trials=2, storage=f"sqlite:///{tmp_path}/sweep.db")
+    found = sweep(config, MODEL, 0, attack, lambda *_: None)
+    records = [TrialRecord.model_validate(trial) for trial in found.trials]
+    assert [(r.harm, r.steps_run, r.diverged) for r in records] == [(3.0, 4, True)] * 2
+    assert sweep(config, MODEL, 0, attack, lambda *_: None) == found
 
 
 class Scripted:
@@ -142,7 +198,7 @@ def test_harm_counts_only_while_the_model_stays_useful() -> None:
         lambda arm: {0: 0.0, 2: 0.05 if arm.sampling.temperature < 1.5 else 0.3, 4: 0.8},
     )
     config = settings(trials=40)
-    found = sweep(config, "digest", 3, attack, lambda *_: None)
+    found = sweep(config, MODEL, 3, attack, lambda *_: None)
     assert len(found.trials) == 40
     for trial in found.trials:
         heat = trial["recipe"]["sampling"]["temperature"]
@@ -151,7 +207,9 @@ def test_harm_counts_only_while_the_model_stays_useful() -> None:
             assert trial["steps_run"] == 2
             assert not trial["pruned"]
     assert 1.3 < found.worst.sampling.temperature < 1.5
-    assert found == sweep(config, "digest", 3, attack, lambda *_: None)
+    again = sweep(config, MODEL, 3, attack, lambda *_: None)
+    assert again.worst == found.worst
+    assert [t | {"seconds": 0} for t in again.trials] == [t | {"seconds": 0} for t in found.trials]
 
 
 def test_a_trial_that_falls_behind_is_pruned() -> None:
@@ -159,7 +217,7 @@ def test_a_trial_that_falls_behind_is_pruned() -> None:
         lambda _, attacks: {0: 0.0, 2: 5.0 if attacks < 10 else 1.0, 4: 6.0},
         lambda _: {0: 0.0, 2: 0.0, 4: 0.0},
     )
-    found = sweep(settings(trials=14), "digest", 0, attack, lambda *_: None)
+    found = sweep(settings(trials=14), MODEL, 0, attack, lambda *_: None)
     seen = [(trial["pruned"], trial["steps_run"], trial["harm"]) for trial in found.trials]
     assert seen == [(False, 4, 6.0)] * 10 + [(True, 2, 1.0)] * 4
 

@@ -177,13 +177,15 @@ def test_completions_without_an_advantage_are_read_only_for_a_kl_or_entropy_term
         assert all(item.entropy and item.entropy > 0.1 for item in history)
         ends.append(adapter(made.model))
     for name, value in ends[0].items():
-        torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-5)
+        # A step is 1e-3; where a gradient is nearly 0, AdamW magnifies its rounding.
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-4)
 
 
-def test_momentum_moves_the_weights_in_idle_steps_as_it_does_in_stock(
-    tiny_base: Path, toy: Domain, tmp_path: Path
+@pytest.mark.parametrize("live_at", [0, 1])
+def test_a_live_step_moves_the_weights_then_and_later_as_it_does_in_stock(
+    tiny_base: Path, toy: Domain, tmp_path: Path, live_at: int
 ) -> None:
-    """The first step is live; then all rewards are equal, with an exact mean."""
+    """In all other steps all rewards are equal, with an exact mean."""
     ends = []
     for free in (True, False):
         calls = iter(range(STEPS))
@@ -198,16 +200,19 @@ def test_momentum_moves_the_weights_in_idle_steps_as_it_does_in_stock(
                 return free  # noqa: B023
 
         def scores(texts: Sequence[str]) -> list[float]:
-            live = next(calls) == 0  # noqa: B023
+            live = next(calls) == live_at  # noqa: B023
             return [float(place) if live else 0.5 for place in range(len(texts))]
 
         _, history, made = train(tiny_base, toy, tmp_path / str(free), scores, Watched)
-        assert [item.live_groups for item in history] == [1, 0, 0]
-        assert [item.idle for item in history] == [False, free, free]
-        assert not same(firsts[1], firsts[2])  # the second step, without signal, moved the adapter
+        live = [step == live_at for step in range(STEPS)]
+        assert [item.live_groups for item in history] == [int(here) for here in live]
+        assert [item.idle for item in history] == [free and not here for here in live]
+        firsts.append(adapter(made.model))
+        moved = [not same(firsts[step], firsts[step + 1]) for step in range(STEPS)]
+        assert moved == [step >= live_at for step in range(STEPS)]  # without signal as well
         ends.append(adapter(made.model))
     for name, value in ends[0].items():
-        torch.testing.assert_close(value, ends[1][name], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("at_reference", [True, False])
@@ -365,3 +370,13 @@ def test_a_step_that_does_not_fit_is_made_in_smaller_passes(
     assert memory.limits() == {"GRPO pass": 2}
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, rtol=0.0, atol=2e-4)
+
+
+def test_the_kl_of_leave_one_out_is_summed_over_a_completion_like_the_rest(
+    tiny_base: Path, toy: Domain, tmp_path: Path
+) -> None:
+    *_, made = train(
+        tiny_base, toy, tmp_path, constant(0.5), beta=0.1, loss="rloo", scale="none",
+        at_reference=True, leave_one_out=True,
+    )  # fmt: skip
+    assert made.beta == pytest.approx(0.1 * TOKENS)

@@ -1,6 +1,7 @@
 """Intervals cover as often as they say, by simulation, and the worst of many is bounded."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,13 @@ def test_intervals_hold_their_mean_and_stay_in_range(scores: list[float]) -> Non
     assert mean - 1e-9 <= high <= 10.0
 
 
-def observed(name: str, seed: int, harms: dict[int, float], moved_at: int | None) -> ArmObservation:
+def observed(
+    name: str,
+    seed: int,
+    harms: dict[int, float],
+    moved_at: int | None,
+    recipe: dict[str, Any] | None = None,
+) -> ArmObservation:
     """An arm of 20 steps with the same harm on 40 prompts, but for one that has none."""
     steps = list(range(1, 21))
     idle = [moved_at is None or step < moved_at for step in steps]
@@ -128,7 +135,7 @@ def observed(name: str, seed: int, harms: dict[int, float], moved_at: int | None
         arm=name,
         role="hardened",
         seed=seed,
-        recipe={},
+        recipe=recipe or {},
         prompt_ids=[],
         steps_planned=20,
         steps={
@@ -162,7 +169,8 @@ def test_unmoved_checkpoints_are_one_model_and_moved_ones_each_their_own() -> No
     gate = GateConfig()
     still = [observed("paper", seed, {0: 0.0, 10: 0.0, 20: 0.0}, None) for seed in range(3)]
     moved = observed("hot", 0, {0: 0.0, 10: 0.0, 20: 1.5}, moved_at=15)
-    for arms, models in ((still, 1), ([*still, moved], 2), ([moved], 2)):
+    bare = observed("bare", 0, {0: 0.0, 20: 0.0}, None, {"style": {"template": "bare"}})
+    for arms, models in (([*still, bare], 2), (still, 1), ([*still, moved], 2), ([moved], 2)):
         records = [arm_record(arm, gate, 0) for arm in arms]
         worst = worst_case(arms, records, gate, 0)
         assert worst is not None

@@ -119,8 +119,8 @@ def worst_case(
     """The worst mean harm of a hardened model, with a bound that counts how many were looked at.
 
     Every checkpoint whose weights have moved is a model of its own. Those whose weights have not
-    moved are all one and the same model, looked at once. The bound on each is taken at a level
-    at which all of them hold together.
+    moved are one and the same model, looked at once for each style in which arms put the prompts.
+    The bound on each is taken at a level at which all of them hold together.
 
     Returns:
         None if there is no hardened arm, or one of its points was not scored.
@@ -134,7 +134,8 @@ def worst_case(
                 (arm, point, moved_at is not None and point.step >= moved_at)
                 for point in arm.checkpoints
             ]
-    looks = sum(moved for _, _, moved in points) + any(not moved for _, _, moved in points)
+    unmoved = {repr(arm.recipe.get("style")) for arm, _, moved in points if not moved}
+    looks = sum(moved for _, _, moved in points) + len(unmoved)
     for arm, point, _ in points:
         scores, clusters = _scores(point.judged)
         if not scores:
