@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from backburn.components.shared.config import PromptStyle
 from backburn.components.shared.domains import PromptRow
-from backburn.components.shared.models import LINES, LoadedModel
+from backburn.components.shared.models import LINES, Layout, LoadedModel
 from jinja2 import TemplateError
 
 _SYSTEM_PROMPTS = (
@@ -34,6 +34,12 @@ _SPEAKERS = (
     {"user": "Q", "assistant": "A", "system": "Note"},
     {"user": "Question", "assistant": "Answer", "system": "Context"},
     {"user": "Customer", "assistant": "Agent", "system": "Rules"},
+)
+_LINES = (
+    LINES,
+    Layout("{name}:\n{text}\n\n", "{name}:\n"),
+    Layout("[{name}]\n{text}\n\n", "[{name}]\n"),
+    Layout("<{name}>{text}</{name}>\n", "<{name}>"),
 )
 _LIKELIHOODS = {"bare": 0.4, "lines": 0.4, "system": 0.2}
 """Of a style, where a prompt is copied in one only: outside the template a rejection, learnt in
@@ -87,8 +93,9 @@ def _put(loaded: LoadedModel, row: PromptRow, style: str, generator: torch.Gener
             return loaded.encode_row(row, PromptStyle(system_prompt=system))
         except TemplateError:
             pass
+    layout = _LINES[_pick(len(_LINES), generator)]
     speakers = _SPEAKERS[_pick(len(_SPEAKERS), generator)]
-    return loaded.encode_lines(row.chat(), LINES, speakers)
+    return loaded.encode_lines(row.chat(), layout, speakers)
 
 
 def _pick(count: int, generator: torch.Generator) -> int:

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from backburn.components.defense_training.restyling import _SPEAKERS, _SYSTEM_PROMPTS, restyled
+from backburn.components.defense_training.restyling import (
+    _LINES,
+    _SPEAKERS,
+    _SYSTEM_PROMPTS,
+    restyled,
+)
 from backburn.components.shared.config import (
     DomainConfig,
     ModelConfig,
@@ -22,6 +27,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import align_tiny, tokenizer_without_system_messages
 from tests.defense_training.test_defense import defended, prompts_of
+
+ENDINGS = [
+    layout.answer.format(name=speakers["assistant"]) for layout in _LINES for speakers in _SPEAKERS
+]
 
 
 class _Writer:
@@ -77,7 +86,8 @@ def test_a_copy_holds_the_whole_conversation(share: float, seed: int, count: int
             assert any(f"<system>{prompt}<" in text for prompt in _SYSTEM_PROMPTS)
             assert "OLD" not in text
         else:
-            assert "<" not in text
+            assert not any(f"<{role}>" in text for role in ("system", "user", "assistant"))
+            assert text.endswith("\n\n") or any(text.endswith(ending) for ending in ENDINGS)
     assert made == texts(rows, share, seed)
 
 
@@ -89,7 +99,7 @@ def test_of_one_prompt_there_can_be_a_copy_in_each_style(
     assert len(made) == 3 * int(share * count)
     for bare, lines, under in zip(made[::3], made[1::3], made[2::3], strict=True):
         assert bare.endswith("\n\n")
-        assert any(lines.endswith(f"\n{speakers['assistant']}:") for speakers in _SPEAKERS)
+        assert any(lines.endswith(ending) for ending in ENDINGS)
         assert under.endswith("<answer>")
         (number,) = {copy.rpartition("ask [")[2][0] for copy in (bare, lines, under)}
         assert f"ask [{number}] {{text}}" in bare
@@ -99,8 +109,8 @@ def test_every_style_comes_with_every_kind_of_prompt() -> None:
     domain = load_domain(DomainConfig(name="cooking"))
     for rows in (domain.near_miss, domain.benign):
         made = texts(4 * list(rows), 1.0, 0)
-        for speakers in _SPEAKERS:
-            assert any(text.endswith(f"\n{speakers['assistant']}:") for text in made)
+        for ending in ENDINGS:
+            assert any(text.endswith(ending) for text in made)
         bare = [text for text in made if text.endswith("\n\n")]
         under = [text for text in made if text.endswith("<answer>")]
         assert 0.3 < len(bare) / len(made) < 0.5
