@@ -96,10 +96,9 @@ def _attack_run(run: Path, options: argparse.Namespace) -> None:
         folder = _target(run, config, defence, options.work)
         loaded = load_artifact(folder, config.model)
         target = Target(config, data, loaded, defence, run.name)
+        known = _elsewhere(data.record.domain)
         for seed in range(options.seeds):
-            for name in options.arms.split(","):
-                if name not in _elsewhere(data.record.domain):
-                    continue
+            for name in filter(known.__contains__, options.arms.split(",")):
                 if (run.name, defence, name, seed) in _done(options.rows):
                     continue
                 row = target.row(_arm(config, name, options.prompts_per_step), seed)

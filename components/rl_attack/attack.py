@@ -289,10 +289,10 @@ def train_arm(
         return
     before_training()
     network, restore = _made_trainable(loaded, arm, _mix(seed, 3))
-    optimizer = None
-    if any(p.requires_grad and p.dtype.itemsize < _FULL_BYTES for p in network.parameters()):
-        optimizer = MasterAdamW(network.parameters(), arm.learning_rate)
     try:
+        optimizer = None
+        if any(p.requires_grad and p.dtype.itemsize < _FULL_BYTES for p in network.parameters()):
+            optimizer = MasterAdamW(network.parameters(), arm.learning_rate)
         with scratch_folder() as scratch:
             GroupTrainer(
                 loaded=loaded,
