@@ -152,7 +152,7 @@ def _check_storage(url: str) -> str:
     if url.startswith("sqlite:///") and not folder.is_dir():
         raise InputError(
             f"attack.sweep.storage: {url!r}: there is no folder {folder}; make it, or leave the "
-            "storage out to search in memory"
+            "storage out and let the run keep the trials itself"
         )
     try:
         optuna.storages.get_storage(url)
@@ -161,7 +161,7 @@ def _check_storage(url: str) -> str:
         raise InputError(
             f"attack.sweep.storage: {url!r} does not open ({type(error).__name__}: {reason}). Give "
             "an SQLAlchemy URL such as sqlite:////data/sweeps.db whose folder exists and whose "
-            "server answers, or leave it out to search in memory"
+            "server answers, or leave it out and let the run keep the trials itself"
         ) from error
     return "opens"
 
