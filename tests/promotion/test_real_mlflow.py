@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import requests
+import yaml
 from backburn.components.promotion import promoting
 from backburn.components.promotion.ledger import SUFFIX, Ledger, State, fold
 from backburn.components.promotion.promoting import Promotion, Registry, Terms
@@ -33,6 +34,7 @@ from backburn.components.shared.models import read_manifest
 from backburn.components.shared.signing import KEY_VARIABLE, new_key, public_key_of
 from backburn.components.shared.storage import sha256_file
 from backburn.components.shared.verification import verify_bundle
+from backburn.pipelines.recipes import load_recipe
 from mlflow.tracking import MlflowClient
 
 from tests.promotion.bundles import NAME, Shelf
@@ -112,7 +114,8 @@ def test_two_runs_are_decided_about_across_a_restart(
     client = MlflowClient(tracking_uri=mlflow_server.url)
     one, two = (f"models:/{NAME}/{number}" for number in (1, 2))
     ours = user.folder / "our-gate.yaml"
-    ours.write_text("gate: {trainability_min: 0.3}\n", "utf-8")
+    gate = load_recipe("smoke").gate.model_dump(exclude_defaults=True)
+    ours.write_text(yaml.safe_dump({"gate": gate}), "utf-8")
     strict = ["--key", key, "--gate", str(ours)]
 
     waits = user("promote", one, *strict, "--require-approval", "--actor", OWNER)
