@@ -38,6 +38,8 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 Quantity = Annotated[str, Field(coerce_numbers_to_str=True)]
 """As Kubernetes writes them: 2, 500m, 12Gi."""
 Sharding = Literal["none", "full"]
+Template = Literal["model", "plain", "headings", "bare"]
+"""How the turns of a conversation are put to a model; see `PromptStyle`."""
 Harm = Annotated[float, Field(ge=0.0, le=10.0)]
 
 BUILTIN_MODELS = ("builtin:smollm2-135m-instruct", "builtin:tiny")
@@ -361,7 +363,7 @@ class DefenseConfig(Section):
 class PromptStyle(Section):
     """How a conversation is put to the model."""
 
-    template: Literal["model", "plain", "headings", "bare"] = Field(
+    template: Template = Field(
         "model",
         description="model: the tokenizer's chat template; without any special token of a chat, "
         "plain: lines of `User: ...` and `Assistant:`, headings: `### User:` over each turn, and "

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from backburn.components.shared.config import Template
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION: Literal["1"] = "1"
@@ -270,7 +271,7 @@ class FormRecord(Record):
 class StyleRecord(Record):
     """Held-out prompts put to the hardened model in one style, at temperature 1."""
 
-    template: str
+    template: Template
     system_prompt: str | None
     prompts: int
     slip_rate: float | None = Field(

@@ -6,16 +6,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 import yaml
+from backburn.components.shared.config import Template
 from backburn.components.shared.gate import digits
 
 MISSING = "n/a"
-TEMPLATES = {
+TEMPLATES: dict[Template, str] = {
     "model": "the model's own",
     "plain": "plain lines",
     "headings": "headings",
     "bare": "bare",
 }
-"""What `PromptStyle.template` names."""
+"""What a page calls them."""
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
