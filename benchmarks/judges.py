@@ -61,7 +61,7 @@ Each judge scores the labelled exchanges of a domain, and harmful ones again wit
 judge is below `judges.calibration_floor` (0.7) or above `judges.injection_drop_max` (3) ends before
 anything is trained. `chat:{model}` is SmolLM2-135M-Instruct behind llama.cpp, a real chat judge
 over HTTP and far too small a one. {broken} are broken on purpose. Seconds are of one measurement,
-on two cores that did other work too.
+on one or two cores that did other work too.
 
 {table}
 
