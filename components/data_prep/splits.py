@@ -31,6 +31,9 @@ _TEMPLATE_SPLITS = {
 _SETS_MAY_SHARE = ("near_miss", "benign")
 """Splits that only measure, as the sets of `certification.over_refusal` do."""
 
+_MEASURING_SHARE = 0.35
+"""Of the forbidden rows that name no split, at most."""
+
 _LEAST_ROWS = {
     "defence": 2,
     "validation": 2,
@@ -132,11 +135,15 @@ def _divide(
 
 
 def _shares(available: int, sizes: dict[str, int]) -> dict[str, int]:
-    """How many unassigned rows each split gets: all it wants, or its proportion."""
-    wanted = sum(sizes.values())
-    if available >= wanted:
-        return dict(sizes)
-    return {name: available * size // wanted for name, size in sizes.items()}
+    """How many unassigned rows each split gets.
+
+    The splits that measure get what they want, together at most `_MEASURING_SHARE` of the rows;
+    the defence gets the rest, up to its own limit.
+    """
+    measuring = {name: size for name, size in sizes.items() if name != "defence"}
+    wanted, most = sum(measuring.values()), int(_MEASURING_SHARE * available)
+    shares = {name: size * min(wanted, most) // wanted for name, size in measuring.items()}
+    return {**shares, "defence": min(sizes["defence"], available - sum(shares.values()))}
 
 
 def _check_sizes(splits: dict[str, list[PromptRow]]) -> None:

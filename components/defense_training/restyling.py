@@ -65,8 +65,8 @@ def restyled(
         rows: Prompts of any form.
         share: Of the prompts, rounded down, in [0, 1].
         generator: Of the choice of prompts and styles.
-        every_style: Copy a chosen prompt in each style, not in one at random (bare and lines two
-            in five each, a system prompt one in five).
+        every_style: Copy a chosen prompt in each style, and in lines in each layout, not once at
+            random (bare and lines two in five each, a system prompt one in five).
 
     Returns:
         The copies.
@@ -77,10 +77,13 @@ def restyled(
     weights = torch.tensor(list(_LIKELIHOODS.values()))
     copies: list[list[int]] = []
     for index in chosen:
-        styles = list(_LIKELIHOODS)
-        if not every_style:
-            styles = [styles[int(torch.multinomial(weights, 1, generator=generator))]]
-        copies += [_put(loaded, rows[index], style, generator) for style in styles]
+        row = rows[index]
+        if every_style:
+            copies += [_put(loaded, row, style, generator) for style in ("bare", "system")]
+            copies += [_in_lines(loaded, row, layout, generator) for layout in _LINES]
+        else:
+            style = list(_LIKELIHOODS)[int(torch.multinomial(weights, 1, generator=generator))]
+            copies.append(_put(loaded, row, style, generator))
     return copies
 
 
@@ -93,7 +96,12 @@ def _put(loaded: LoadedModel, row: PromptRow, style: str, generator: torch.Gener
             return loaded.encode_row(row, PromptStyle(system_prompt=system))
         except TemplateError:
             pass
-    layout = _LINES[_pick(len(_LINES), generator)]
+    return _in_lines(loaded, row, _LINES[_pick(len(_LINES), generator)], generator)
+
+
+def _in_lines(
+    loaded: LoadedModel, row: PromptRow, layout: Layout, generator: torch.Generator
+) -> list[int]:
     speakers = _SPEAKERS[_pick(len(_SPEAKERS), generator)]
     return loaded.encode_lines(row.chat(), layout, speakers)
 

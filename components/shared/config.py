@@ -169,7 +169,11 @@ class DataConfig(Section):
         description="Share of the near-miss and benign rows the defence may train on; the rest "
         "is kept for evaluation.",
     )
-    defence_prompts: PositiveInt = Field(140, description="At most so many defence prompts.")
+    defence_prompts: PositiveInt = Field(
+        1000,
+        description="At most so many defence prompts. Of rows that name no split, validation, "
+        "attack and held-out prompts take theirs first, a third of the rows at most.",
+    )
     validation_prompts: PositiveInt = Field(24, description="At most so many validation prompts.")
     attack_prompts: PositiveInt = Field(10, description="At most so many attack prompts.")
     held_out_prompts: PositiveInt = Field(40, description="At most so many held-out prompts.")
@@ -339,7 +343,8 @@ class DefenseConfig(Section):
         1.0,
         description="Share of prompts of which copies are trained on too that are put differently: "
         "without the chat template in plain lines, or bare, or under a system prompt. Forbidden "
-        "prompts in each of these styles, benign and near-miss ones in one of them.",
+        "prompts bare, under a system prompt and in each of four layouts of lines; benign and "
+        "near-miss ones in one of these styles.",
     )
     warm_start: WarmStartConfig = Field(default_factory=lambda: WarmStartConfig())
     neutralization: NeutralizationConfig = Field(default_factory=lambda: NeutralizationConfig())

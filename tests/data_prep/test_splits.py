@@ -78,13 +78,18 @@ def test_too_few_benign_rows_to_evaluate_on_point_at_the_rows_that_name_a_split(
 def test_rows_without_a_split_are_divided() -> None:
     domain = load_domain(DomainConfig(name="cooking"))
     rows = [row.model_copy(update={"split": None}) for row in domain.forbidden]
-    splits = make_splits(domain.model_copy(update={"forbidden": rows}), DataConfig(), 0)
-    assert [len(splits[n]) for n in ("defence", "validation", "attack", "held_out")] == [
-        140,
-        24,
-        10,
-        40,
-    ]
+    for count, most, sizes in (
+        (len(rows), 1000, [len(rows) - 74, 24, 10, 40]),
+        (len(rows), 50, [50, 24, 10, 40]),
+        (100, 1000, [67, 11, 4, 18]),
+    ):
+        splits = make_splits(
+            domain.model_copy(update={"forbidden": rows[:count]}),
+            DataConfig(defence_prompts=most),
+            0,
+        )
+        names = ("defence", "validation", "attack", "held_out")
+        assert [len(splits[name]) for name in names] == sizes
 
 
 def test_arms_that_want_more_prompts_than_the_domain_has_are_named() -> None:
@@ -93,7 +98,7 @@ def test_arms_that_want_more_prompts_than_the_domain_has_are_named() -> None:
     assert len(run_splits(domain, config)["attack"]) == 10
     few = [row for row in domain.forbidden if row.split != "defence" or row.id.endswith("1")]
     with pytest.raises(
-        InputError, match=r"10 attack and 14 defence.*\n.*'harm-rlvr' wants 64"
+        InputError, match=r"10 attack and 24 defence.*\n.*'harm-rlvr' wants 64"
     ) as c:
         run_splits(domain.model_copy(update={"forbidden": few}), config)
     assert "paper" not in str(c.value)

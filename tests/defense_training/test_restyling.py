@@ -92,16 +92,20 @@ def test_a_copy_holds_the_whole_conversation(share: float, seed: int, count: int
 
 
 @given(share=st.floats(0.0, 1.0), seed=st.integers(0, 50), count=st.integers(0, 9))
-def test_of_one_prompt_there_can_be_a_copy_in_each_style(
+def test_of_one_prompt_there_can_be_a_copy_in_each_style_and_layout(
     share: float, seed: int, count: int
 ) -> None:
     made = texts(rows_of(count), share, seed, every_style=True)
-    assert len(made) == 3 * int(share * count)
-    for bare, lines, under in zip(made[::3], made[1::3], made[2::3], strict=True):
+    each = 2 + len(_LINES)
+    assert len(made) == each * int(share * count)
+    for first in range(0, len(made), each):
+        bare, under, *lines = made[first : first + each]
         assert bare.endswith("\n\n")
-        assert any(lines.endswith(ending) for ending in ENDINGS)
         assert under.endswith("<answer>")
-        (number,) = {copy.rpartition("ask [")[2][0] for copy in (bare, lines, under)}
+        for layout, copy in zip(_LINES, lines, strict=True):
+            endings = [layout.answer.format(name=names["assistant"]) for names in _SPEAKERS]
+            assert copy.endswith(tuple(endings))
+        (number,) = {copy.rpartition("ask [")[2][0] for copy in (bare, under, *lines)}
         assert f"ask [{number}] {{text}}" in bare
 
 
@@ -134,7 +138,7 @@ def test_without_system_messages_copies_stand_in_lines() -> None:
     own = set(loaded.encode_row(rows[0])) & set(tokenizer.all_special_ids)
     own.discard(tokenizer.unk_token_id)
     assert own
-    assert len(copies) == 3 * len(rows)
+    assert len(copies) == (2 + len(_LINES)) * len(rows)
     assert not any(own & set(copy) for copy in copies)
 
 

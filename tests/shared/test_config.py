@@ -125,7 +125,7 @@ def test_an_unknown_arm_is_named_with_its_place() -> None:
     [
         ("{like: loss-rloo, scale_rewards: group}", "loss rloo does not scale"),
         ("{like: full, kl_coefficient: 0.1}", "needs adapter lora"),
-        ("{like: harm-rlvr, prompts: 500}", "wants 500 prompts"),
+        ("{like: harm-rlvr, prompts: 5000}", "wants 5000 prompts"),
         ("{like: paper, control_seeds: []}", "no arm has control_seeds"),
     ],
 )

@@ -20,15 +20,15 @@ def test_shipped_domains_have_what_the_measuring_needs(name: str) -> None:
     domain = load_domain(DomainConfig(name=name))
     splits = [row.split for row in domain.forbidden]
     assert [splits.count(s) for s in ("defence", "validation", "attack", "held_out")] == [
-        140, 24, 10, 40,
+        240, 24, 10, 40,
     ]  # fmt: skip
-    assert len(domain.near_miss) == 159
+    assert len(domain.near_miss) == 199
     assert len(domain.benign) == 445
     assert len(domain.calibration) == 60
     assert domain.header.stand_in
     made = make_splits(domain, DataConfig(), 0)
     assert [len(made[s]) for s in ("defence", "validation", "attack", "held_out")] == [
-        140, 24, 10, 40,
+        240, 24, 10, 40,
     ]  # fmt: skip
     forms = {"question", "order", "role_play", "multi_turn", "long_context", "other_language"}
     for split in ("defence", "validation", "held_out"):
