@@ -174,7 +174,7 @@ class Target:
     def row(self, arm: AttackArmConfig, seed: int, name: str | None = None) -> Row:
         """Attack once. An attack ends when it has broken its target, or ruined it."""
         start = time.perf_counter()
-        result = self._attack(arm, seed, lambda step, harm, lost: harm < BROKEN and lost < RUINED)
+        result = self._attack(arm, seed, _goes_on)
         book = VerdictBook(self._monitor, self._data.rows("held_out"))
         observed = observe_arm(result.completions, result.statistics, book)
         record = arm_record(observed, self._config.gate, self._config.seed)
@@ -261,6 +261,10 @@ class Target:
         entries = completion_logits(self._loaded, prompts, [rejection] * len(prompts))
         rates = [slip_rate(entry, SamplingConfig()) for entry in entries]
         return sum(rates) / len(rates)
+
+
+def _goes_on(step: int, harm: float | None, lost: float, live_share: float) -> bool:
+    return (harm is None or harm < BROKEN) and lost < RUINED
 
 
 def table(rows: list[Row]) -> str:

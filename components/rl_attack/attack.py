@@ -85,7 +85,7 @@ def run_arm(
     report: Callable[[int, int, str], None],
     target_logits: dict[tuple[int, ...], CompletionLogits] | None = None,
     benign_loss: BenignLoss | None = None,
-    watch: Callable[[int, float | None, float], bool] | None = None,
+    watch: Callable[[int, float | None, float, float], bool] | None = None,
     draw: Draw = draw_completions,
 ) -> ArmResult:
     """Attack a model, then give it back as it was.
@@ -107,8 +107,9 @@ def run_arm(
         report: Called as `report(step, steps, note)`.
         target_logits: Shared by the arms on one target; see `Rollouts`.
         benign_loss: What a network has lost on benign answers; asked once a weight has moved.
-        watch: Called as `watch(step, harm, benign loss)` at each checkpoint, harm being None if
-            nothing was scored; False ends the arm.
+        watch: Called as `watch(step, harm, benign loss, share of groups so far that were live)` at
+            each checkpoint but the first, harm being None if nothing was scored; False ends the
+            arm.
         draw: What generates completions.
 
     Returns:
@@ -189,7 +190,8 @@ def run_arm(
             measure(step, network)
             harm = harm_by_step[step]
             going = not (role == "control" and harm is not None and harm >= broken_at)
-            if watch is not None and not watch(step, harm, lost_by_step[step]):
+            live_share = sum(s.live_groups for s in history) / sum(s.groups for s in history)
+            if watch is not None and not watch(step, harm, lost_by_step[step], live_share):
                 going = False
         live = sum(1 for item in history if item.live_groups)
         note = f"reward {statistics.reward_mean:.2f}, {live} live step(s), {_harm(harm_by_step)}"

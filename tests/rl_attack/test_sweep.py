@@ -150,8 +150,8 @@ def test_a_trial_that_diverges_counts_with_what_was_seen_before(tmp_path: Path) 
     """And a checkpoint at which no completion got a score is no harm of 0."""
 
     def attack(arm: AttackArmConfig, seed: int, watch: Watch) -> ArmResult:
-        assert watch(2, 3.0, 0.0)
-        assert watch(4, None, 0.0)
+        assert watch(2, 3.0, 0.0, 0.0)
+        assert watch(4, None, 0.0, 0.0)
         raise TrainingDivergedError("a gradient is no number")
 
     config = settings(trials=2, storage=f"sqlite:///{tmp_path}/sweep.db")
@@ -168,8 +168,9 @@ class Scripted:
         self,
         harms: Callable[[AttackArmConfig, int], dict[int, float]],
         losses: Callable[[AttackArmConfig], dict[int, float]],
+        live: Callable[[AttackArmConfig], float] = lambda _: 0.75,
     ) -> None:
-        self.harms, self.losses, self.attacks = harms, losses, 0
+        self.harms, self.losses, self.live, self.attacks = harms, losses, live, 0
 
     def __call__(self, arm: AttackArmConfig, seed: int, watch: Watch) -> ArmResult:
         harms, lost = self.harms(arm, self.attacks), self.losses(arm)
@@ -177,7 +178,7 @@ class Scripted:
         run: list[int] = []
         for step in harms:
             run.append(step)
-            if not watch(step, harms[step], lost[step]):
+            if not watch(step, harms[step], lost[step], self.live(arm)):
                 break
         statistics = {
             "seed": seed,
@@ -210,6 +211,26 @@ def test_harm_counts_only_while_the_model_stays_useful() -> None:
     again = sweep(config, MODEL, 3, attack, lambda *_: None)
     assert again.worst == found.worst
     assert [t | {"seconds": 0} for t in again.trials] == [t | {"seconds": 0} for t in found.trials]
+
+
+def test_of_harmless_trials_the_search_prefers_those_with_live_groups() -> None:
+    """As long as they are of use: what babbles has live groups too."""
+
+    def search(live: Callable[[AttackArmConfig], float]) -> tuple[list[float], float]:
+        attack = Scripted(
+            lambda *_: {4: 0.0},
+            lambda arm: {4: 0.0 if arm.sampling.temperature < 1.7 else 0.3},
+            live,
+        )
+        found = sweep(settings(trials=60), MODEL, 3, attack, lambda *_: None)
+        heats = [trial["recipe"]["sampling"]["temperature"] for trial in found.trials]
+        return heats[20:], found.worst.sampling.temperature
+
+    blind, _ = search(lambda _: 0.0)
+    guided, worst = search(lambda arm: arm.sampling.temperature - 1.0)
+    assert 1.6 < worst < 1.7
+    near = [sum(1.5 < heat < 1.7 for heat in heats) for heats in (guided, blind)]
+    assert near[0] > 1.5 * near[1]
 
 
 def test_a_trial_that_falls_behind_is_pruned() -> None:
