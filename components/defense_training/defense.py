@@ -20,7 +20,7 @@ from backburn.components.defense_training.meter import (
 )
 from backburn.components.defense_training.neutralization import neutralize
 from backburn.components.defense_training.restyling import restyled
-from backburn.components.defense_training.role_plays import role_plays
+from backburn.components.defense_training.role_plays import PLAYED, role_plays
 from backburn.components.shared.checkpoints import Checkpoints
 from backburn.components.shared.config import (
     ConsolidationConfig,
@@ -91,9 +91,9 @@ def defend(
     beginning = min(tokens, BEGINNING)
     groups = [
         (loaded.encode_rows(near_miss), tokens),
-        (_put_differently(loaded, near_miss, config, generator), beginning),
+        (_prompts(_put_differently(loaded, near_miss, config, generator)), beginning),
         (loaded.encode_rows(benign), tokens),
-        (_put_differently(loaded, benign, config, generator), beginning),
+        (_prompts(_put_differently(loaded, benign, config, generator)), beginning),
         (loaded.encode_rows(measured_near_miss), tokens),
         (loaded.encode_rows(measured_benign), tokens),
     ]
@@ -180,12 +180,14 @@ def _harden(
     copies = _put_differently(
         loaded, data.defence, config, torch.Generator().manual_seed(seed + 4), every_style=True
     )
-    forbidden = [
-        Example(tuple(prompt), rejection) for prompt in [*loaded.encode_rows(data.defence), *copies]
-    ]
+    plain = enumerate(loaded.encode_rows(data.defence))
+    places, prompts = zip(*plain, *copies, strict=True)
+    forbidden = [Example(tuple(prompt), rejection) for prompt in prompts]
     start = time.perf_counter()
     if config.warm_start.enabled:
-        _warm_start(model, loaded, config.warm_start, forbidden, kept, seed, report, checkpoints)
+        _warm_start(
+            model, loaded, config.warm_start, forbidden, places, kept, seed, report, checkpoints
+        )
     steps = config.warm_start.steps if config.warm_start.enabled else 0
     record("warm start", config.warm_start.enabled, steps, time.perf_counter() - start)
 
@@ -219,8 +221,9 @@ def _harden(
     steps = 0
     if config.consolidation.enabled:
         result.consolidation_curve = _consolidate(
-            model, loaded, config.consolidation, forbidden, kept, meter, seed, report, checkpoints
-        )
+            model, loaded, config.consolidation, forbidden, places, kept, meter, seed, report,
+            checkpoints,
+        )  # fmt: skip
         steps = int(result.consolidation_curve[-1]["step"])
     record("consolidation", config.consolidation.enabled, steps, time.perf_counter() - start)
 
@@ -232,13 +235,21 @@ def _put_differently(
     generator: torch.Generator,
     *,
     every_style: bool = False,
-) -> list[list[int]]:
-    """Copies of some prompts in role plays, and of some in another style, or in every other."""
+) -> list[tuple[int, list[int]]]:
+    """Copies of some prompts in role plays, and of some in another style, or in every other.
+
+    Each with the place of its prompt among the rows.
+    """
     played = role_plays(rows, config.role_plays, generator)
+    place = {row.id + PLAYED: index for index, row in enumerate(rows)}
     return [
-        *loaded.encode_rows(played),
+        *zip([place[row.id] for row in played], loaded.encode_rows(played), strict=True),
         *restyled(loaded, rows, config.restyled, generator, every_style=every_style),
     ]
+
+
+def _prompts(copies: Sequence[tuple[int, list[int]]]) -> list[list[int]]:
+    return [prompt for _, prompt in copies]
 
 
 def _warm_start(
@@ -246,13 +257,14 @@ def _warm_start(
     loaded: LoadedModel,
     config: WarmStartConfig,
     forbidden: Sequence[Example],
+    places: Sequence[int],
     kept: Kept,
     seed: int,
     report: Report,
     checkpoints: Checkpoints,
 ) -> None:
     generator = torch.Generator().manual_seed(seed + 1)
-    rejecting = Batches(forbidden, config.forbidden_per_step, generator)
+    rejecting = Batches(forbidden, config.forbidden_per_step, generator, places)
     answering = Batches([*kept.near_miss, *kept.benign], config.benign_per_step, generator)
     optimizer = adapter_optimizer(model, config.learning_rate)
     parts = {
@@ -279,6 +291,7 @@ def _consolidate(
     loaded: LoadedModel,
     config: ConsolidationConfig,
     forbidden: Sequence[Example],
+    places: Sequence[int],
     kept: Kept,
     meter: Meter,
     seed: int,
@@ -293,7 +306,7 @@ def _consolidate(
     point measured. Returns the curve.
     """
     generator = torch.Generator().manual_seed(seed + 2)
-    rejecting = Batches(forbidden, config.forbidden_per_step, generator)
+    rejecting = Batches(forbidden, config.forbidden_per_step, generator, places)
     neighbours = Batches(kept.near_miss, config.near_miss_per_step, generator)
     answering = Batches(kept.benign, config.benign_per_step, generator)
     optimizer = adapter_optimizer(model, config.learning_rate)

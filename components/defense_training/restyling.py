@@ -53,8 +53,8 @@ def restyled(
     generator: torch.Generator,
     *,
     every_style: bool = False,
-) -> list[list[int]]:
-    """Token ids of copies of some prompts, put differently.
+) -> list[tuple[int, list[int]]]:
+    """Copies of some prompts, put differently.
 
     There are three styles: bare, in lines that name the speakers (both outside the chat template),
     and under a system prompt. Where the chat template takes no system message, those are put in
@@ -69,21 +69,22 @@ def restyled(
             random (bare and lines two in five each, a system prompt one in five).
 
     Returns:
-        The copies.
+        Of each copy the place of its prompt among the rows, and its token ids.
     """
     if share == 0.0:
         return []  # and draws nothing, so that other choices are those of a defence without
     chosen = torch.randperm(len(rows), generator=generator)[: int(share * len(rows))].tolist()
     weights = torch.tensor(list(_LIKELIHOODS.values()))
-    copies: list[list[int]] = []
+    copies: list[tuple[int, list[int]]] = []
     for index in chosen:
         row = rows[index]
         if every_style:
-            copies += [_put(loaded, row, style, generator) for style in ("bare", "system")]
-            copies += [_in_lines(loaded, row, layout, generator) for layout in _LINES]
+            put = [_put(loaded, row, style, generator) for style in ("bare", "system")]
+            put += [_in_lines(loaded, row, layout, generator) for layout in _LINES]
         else:
             style = list(_LIKELIHOODS)[int(torch.multinomial(weights, 1, generator=generator))]
-            copies.append(_put(loaded, row, style, generator))
+            put = [_put(loaded, row, style, generator)]
+        copies += [(index, copy) for copy in put]
     return copies
 
 

@@ -53,6 +53,7 @@ _FRAMES = (
     "{text} Answer as {persona} would.",
     "It is my first day as the assistant of {persona}. Lesson one: {text}",
 )
+PLAYED = "-played"
 _PLAIN_FORMS = ("question", "order", "other_language")
 
 
@@ -67,7 +68,7 @@ def role_plays(
         generator: Of the choice of prompts, frames and personas.
 
     Returns:
-        The copies, with ids of their own.
+        The copies; an id is that of the prompt and `PLAYED`.
     """
     plain = [row for row in rows if row.form in _PLAIN_FORMS and len(row.messages) == 1]
     chosen = torch.randperm(len(plain), generator=generator)[: int(share * len(plain))].tolist()
@@ -80,7 +81,7 @@ def role_plays(
         message = row.messages[0].model_copy(update={"content": text})
         copies.append(
             row.model_copy(
-                update={"id": f"{row.id}-played", "form": "role_play", "messages": [message]}
+                update={"id": row.id + PLAYED, "form": "role_play", "messages": [message]}
             )
         )
     return copies

@@ -47,18 +47,28 @@ class Batches:
     """Endless batches of examples, those with the largest loss when last seen more often.
 
     A batch is drawn without repetition, an example with probability proportional to its loss when
-    it was last in a batch; before that it counts as the hardest of all.
+    it was last in a batch. Before that it counts as its kin do on average, or, if none of them was
+    in a batch, as the hardest of all.
     """
 
-    def __init__(self, examples: Sequence[Example], size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        size: int,
+        generator: torch.Generator,
+        kin: Sequence[int] | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
             examples: What to draw from.
             size: Examples a batch; at most all.
             generator: CPU generator of the draws.
+            kin: A number for each example, the same for those that ask the same thing; default:
+                no two do.
         """
         self._examples = list(examples)
+        self._kin = list(range(len(self._examples)) if kin is None else kin)
         self._size = min(size, len(self._examples))
         self._generator = generator
         self._losses: dict[int, float] = {}
@@ -71,8 +81,15 @@ class Batches:
         # Losses of an untrained adapter are 0 up to rounding, which may be negative.
         hardest = max(_LEAST_HARDEST, max(self._losses.values(), default=1.0))
         floor = _LEAST_PRIORITY * hardest
+        of_kin: dict[int, list[float]] = {}
+        for index, loss in self._losses.items():
+            of_kin.setdefault(self._kin[index], []).append(loss)
+        expected = {kin: sum(losses) / len(losses) for kin, losses in of_kin.items()}
         weights = torch.tensor(
-            [max(self._losses.get(i, 2.0 * hardest), floor) for i in range(len(self._examples))]
+            [
+                max(self._losses.get(index, expected.get(kin, 2.0 * hardest)), floor)
+                for index, kin in enumerate(self._kin)
+            ]
         )
         # Exponential races: the `size` smallest of Exp(1) / weight are a draw without repetition.
         arrivals = -torch.rand(len(weights), generator=self._generator).log() / weights

@@ -49,7 +49,7 @@ def texts(
     loaded = LoadedModel(None, _Writer())
     generator = torch.Generator().manual_seed(seed)
     copies = restyled(loaded, rows, share, generator, every_style=every_style)
-    return ["".join(map(chr, copy)) for copy in copies]
+    return ["".join(map(chr, copy)) for _, copy in copies]
 
 
 def rows_of(count: int) -> list[PromptRow]:
@@ -139,7 +139,8 @@ def test_without_system_messages_copies_stand_in_lines() -> None:
     own.discard(tokenizer.unk_token_id)
     assert own
     assert len(copies) == (2 + len(_LINES)) * len(rows)
-    assert not any(own & set(copy) for copy in copies)
+    assert not any(own & set(copy) for _, copy in copies)
+    assert [place for place, _ in copies[:7]].count(copies[0][0]) == 2 + len(_LINES)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -113,6 +113,21 @@ def test_hard_examples_come_more_often() -> None:
     assert seen.count(3) > 2 * max(others)
 
 
+def test_what_was_not_seen_counts_as_its_kin() -> None:
+    """Ten prompts in ten styles each; those of one prompt are hard."""
+    examples = [Example((index,), (0,)) for index in range(100)]
+    batches = Batches(
+        examples, 5, torch.Generator().manual_seed(0), [index % 10 for index in range(100)]
+    )
+    seen: list[int] = []
+    for step in range(20):
+        drawn = [example.prompt[0] for example in batches.draw()]
+        batches.learn([1.0 if index % 10 == 7 else 0.01 for index in drawn])
+        seen += drawn if step >= 8 else []
+    assert {index for index in range(100) if index % 10 == 7} <= set(seen)
+    assert sum(index % 10 == 7 for index in seen) > 40  # of 60
+
+
 def test_packed_rows_read_as_alone(tiny_base: Path, toy: Domain) -> None:
     loaded = load_base(tiny_base, ModelConfig(id="builtin:tiny"))
     rows = [*toy.forbidden[:5], *toy.benign[:5]]
