@@ -172,7 +172,7 @@ class DataConfig(Section):
     defence_prompts: PositiveInt = Field(
         1000,
         description="At most so many defence prompts. Of rows that name no split, validation, "
-        "attack and held-out prompts take theirs first, a third of the rows at most.",
+        "attack and held-out prompts take theirs first, together at most 35 %.",
     )
     validation_prompts: PositiveInt = Field(24, description="At most so many validation prompts.")
     attack_prompts: PositiveInt = Field(10, description="At most so many attack prompts.")
