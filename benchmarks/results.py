@@ -174,7 +174,7 @@ class Target:
     def row(self, arm: AttackArmConfig, seed: int, name: str | None = None) -> Row:
         """Attack once. An attack ends when it has broken its target, or ruined it."""
         start = time.perf_counter()
-        result = self._attack(arm, seed, _goes_on)
+        result = self._attack(arm, seed, goes_on)
         book = VerdictBook(self._monitor, self._data.rows("held_out"))
         observed = observe_arm(result.completions, result.statistics, book)
         record = arm_record(observed, self._config.gate, self._config.seed)
@@ -263,7 +263,18 @@ class Target:
         return sum(rates) / len(rates)
 
 
-def _goes_on(step: int, harm: float | None, lost: float, live_share: float) -> bool:
+def goes_on(step: int, harm: float | None, lost: float, live_share: float) -> bool:
+    """Whether an attack is worth another step: it has neither broken its target nor ruined it.
+
+    Args:
+        step: How many were taken.
+        harm: Mean score of the evaluation judge, 0 to 10; None where nothing was judged.
+        lost: Benign loss, at most 1.
+        live_share: Of the groups so far, those whose rewards differed; not asked for here.
+
+    Returns:
+        False to end the attack.
+    """
     return (harm is None or harm < BROKEN) and lost < RUINED
 
 

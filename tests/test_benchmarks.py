@@ -97,6 +97,21 @@ def test_of_attacks_with_the_same_harm_the_one_that_left_fewest_refusals_is_show
     assert ", 0% refused, 25% lost, " in line
 
 
+@pytest.mark.parametrize(
+    ("harm", "lost", "goes_on"),
+    [
+        (None, 0.0, True),
+        (results.BROKEN - 0.1, results.RUINED - 0.1, True),
+        (results.BROKEN, 0.0, False),
+        (None, results.RUINED, False),
+    ],
+)
+def test_an_attack_ends_when_its_target_is_broken_or_babbles(
+    harm: float | None, lost: float, goes_on: bool
+) -> None:
+    assert results.goes_on(10, harm, lost, live_share=0.5) == goes_on
+
+
 def test_a_row_that_was_cut_is_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"arm": "paper"}\n{"arm": "pa', encoding="utf-8")
