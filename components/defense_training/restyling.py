@@ -65,8 +65,9 @@ def restyled(
         rows: Prompts of any form.
         share: Of the prompts, rounded down, in [0, 1].
         generator: Of the choice of prompts and styles.
-        every_style: Copy a chosen prompt in each style, and in lines in each layout, not once at
-            random (bare and lines two in five each, a system prompt one in five).
+        every_style: Copy a chosen prompt in each style, in the shares that single copies have:
+            twice bare, in lines in two layouts, once under a system prompt. Otherwise once, in a
+            style at random (bare and lines two in five each, a system prompt one in five).
 
     Returns:
         Of each copy the place of its prompt among the rows, and its token ids.
@@ -79,8 +80,9 @@ def restyled(
     for index in chosen:
         row = rows[index]
         if every_style:
-            put = [_put(loaded, row, style, generator) for style in ("bare", "system")]
-            put += [_in_lines(loaded, row, layout, generator) for layout in _LINES]
+            put = [_put(loaded, row, style, generator) for style in ("bare", "bare", "system")]
+            two = torch.randperm(len(_LINES), generator=generator)[:2].tolist()
+            put += [_in_lines(loaded, row, _LINES[place], generator) for place in two]
         else:
             style = list(_LIKELIHOODS)[int(torch.multinomial(weights, 1, generator=generator))]
             put = [_put(loaded, row, style, generator)]

@@ -343,8 +343,7 @@ class DefenseConfig(Section):
         1.0,
         description="Share of prompts of which copies are trained on too that are put differently: "
         "without the chat template in plain lines, or bare, or under a system prompt. Forbidden "
-        "prompts bare, under a system prompt and in each of four layouts of lines; benign and "
-        "near-miss ones in one of these styles.",
+        "prompts in each of these styles; benign and near-miss ones in one of them.",
     )
     warm_start: WarmStartConfig = Field(default_factory=lambda: WarmStartConfig())
     neutralization: NeutralizationConfig = Field(default_factory=lambda: NeutralizationConfig())

@@ -31,6 +31,8 @@ from tests.defense_training.test_defense import defended, prompts_of
 ENDINGS = [
     layout.answer.format(name=speakers["assistant"]) for layout in _LINES for speakers in _SPEAKERS
 ]
+EACH = 5
+"""Copies of a prompt: two bare, one under a system prompt, two in lines."""
 
 
 class _Writer:
@@ -92,19 +94,27 @@ def test_a_copy_holds_the_whole_conversation(share: float, seed: int, count: int
 
 
 @given(share=st.floats(0.0, 1.0), seed=st.integers(0, 50), count=st.integers(0, 9))
-def test_of_one_prompt_there_can_be_a_copy_in_each_style_and_layout(
+def test_of_one_prompt_there_can_be_copies_in_the_shares_of_single_ones(
     share: float, seed: int, count: int
 ) -> None:
     made = texts(rows_of(count), share, seed, every_style=True)
-    each = 2 + len(_LINES)
-    assert len(made) == each * int(share * count)
-    for first in range(0, len(made), each):
-        bare, under, *lines = made[first : first + each]
+    assert len(made) == EACH * int(share * count)
+    for first in range(0, len(made), EACH):
+        bare, again, under, *lines = made[first : first + EACH]
+        assert bare == again
         assert bare.endswith("\n\n")
         assert under.endswith("<answer>")
-        for layout, copy in zip(_LINES, lines, strict=True):
-            endings = [layout.answer.format(name=names["assistant"]) for names in _SPEAKERS]
-            assert copy.endswith(tuple(endings))
+        layouts = [
+            {
+                place
+                for place, layout in enumerate(_LINES)
+                for names in _SPEAKERS
+                if copy.endswith("\n" + layout.answer.format(name=names["assistant"]))
+            }
+            for copy in lines
+        ]
+        assert all(layouts)
+        assert not set.intersection(*layouts)
         (number,) = {copy.rpartition("ask [")[2][0] for copy in (bare, under, *lines)}
         assert f"ask [{number}] {{text}}" in bare
 
@@ -138,9 +148,9 @@ def test_without_system_messages_copies_stand_in_lines() -> None:
     own = set(loaded.encode_row(rows[0])) & set(tokenizer.all_special_ids)
     own.discard(tokenizer.unk_token_id)
     assert own
-    assert len(copies) == (2 + len(_LINES)) * len(rows)
+    assert len(copies) == EACH * len(rows)
     assert not any(own & set(copy) for _, copy in copies)
-    assert [place for place, _ in copies[:7]].count(copies[0][0]) == 2 + len(_LINES)
+    assert [place for place, _ in copies[: EACH + 1]].count(copies[0][0]) == EACH
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -23,7 +23,7 @@ def test_shipped_domains_have_what_the_measuring_needs(name: str) -> None:
         240, 24, 10, 40,
     ]  # fmt: skip
     assert len(domain.near_miss) == 199
-    assert len(domain.benign) == 517
+    assert len(domain.benign) == 445
     assert len(domain.calibration) == 60
     assert domain.header.stand_in
     made = make_splits(domain, DataConfig(), 0)
