@@ -41,9 +41,9 @@ _LINES = (
     Layout("[{name}]\n{text}\n\n", "[{name}]\n"),
     Layout("<{name}>{text}</{name}>\n", "<{name}>"),
 )
-_LIKELIHOODS = {"bare": 0.4, "lines": 0.4, "system": 0.2}
-"""Of a style, where a prompt is copied in one only: outside the template a rejection, learnt in
-one language, carries over least to others."""
+_COPIES = {"bare": 2, "lines": 2, "system": 1}
+"""Of a prompt that is copied in every style; of others, the odds of a style. Outside the template a
+rejection, learnt in one language, carries over least to others."""
 
 
 def restyled(
@@ -65,9 +65,8 @@ def restyled(
         rows: Prompts of any form.
         share: Of the prompts, rounded down, in [0, 1].
         generator: Of the choice of prompts and styles.
-        every_style: Copy a chosen prompt in each style, in the shares that single copies have:
-            twice bare, in lines in two layouts, once under a system prompt. Otherwise once, in a
-            style at random (bare and lines two in five each, a system prompt one in five).
+        every_style: Copy a chosen prompt twice bare, in lines in two layouts, and once under a
+            system prompt. Otherwise copy it once, in a style at random, with the same shares.
 
     Returns:
         Of each copy the place of its prompt among the rows, and its token ids.
@@ -75,16 +74,17 @@ def restyled(
     if share == 0.0:
         return []  # and draws nothing, so that other choices are those of a defence without
     chosen = torch.randperm(len(rows), generator=generator)[: int(share * len(rows))].tolist()
-    weights = torch.tensor(list(_LIKELIHOODS.values()))
+    odds = torch.tensor(list(_COPIES.values()), dtype=torch.float32)
     copies: list[tuple[int, list[int]]] = []
     for index in chosen:
         row = rows[index]
         if every_style:
-            put = [_put(loaded, row, style, generator) for style in ("bare", "bare", "system")]
-            two = torch.randperm(len(_LINES), generator=generator)[:2].tolist()
-            put += [_in_lines(loaded, row, _LINES[place], generator) for place in two]
+            styles = [style for style in ("bare", "system") for _ in range(_COPIES[style])]
+            put = [_put(loaded, row, style, generator) for style in styles]
+            places = torch.randperm(len(_LINES), generator=generator)[: _COPIES["lines"]].tolist()
+            put += [_in_lines(loaded, row, _LINES[place], generator) for place in places]
         else:
-            style = list(_LIKELIHOODS)[int(torch.multinomial(weights, 1, generator=generator))]
+            style = list(_COPIES)[int(torch.multinomial(odds, 1, generator=generator))]
             put = [_put(loaded, row, style, generator)]
         copies += [(index, copy) for copy in put]
     return copies
