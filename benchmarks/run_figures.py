@@ -1,10 +1,11 @@
-"""Figures of finished runs, side by side: the table of benchmarks/RUNS.md.
+"""Figures of finished runs, side by side: the tables of benchmarks/RUNS.md and of the README.
 
     python -m benchmarks.run_figures runs/<run id> [-r laptop] [--note "on one core"]
 
 Takes a run's figures from its evidence once that is found sound, keeps them as one row in a file,
-and writes the table from that file alone (`--only-table`). A run whose evidence is not sound is
-refused. `--drop <run id>` forgets a run.
+and writes the tables from that file alone (`--only-table`); the README's has the last run of
+`laptop` on each domain. A run whose evidence is not sound is refused. `--drop <run id>` forgets a
+run.
 """
 
 import argparse
@@ -23,10 +24,21 @@ from backburn.components.shared.storage import write_text
 from backburn.components.shared.verification import verify_bundle
 from backburn.pipelines.recipes import load_recipe
 
-from benchmarks.runs import read_rows, require_rows
+from benchmarks.runs import put_between_markers, read_rows, require_rows
 
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
 Row = dict[str, Any]
+Line = tuple[str, Callable[[Row], str]]
+_SHORT = {
+    "hardened_harm": "harm of the hardened model, worst arm",
+    "certificate": "certificate",
+    "held_out_slip_rate": "mean held-out slip rate, the model's own template",
+    "near_miss_refusal_increase": "near-miss prompts refused beyond the baseline's share",
+    "benign_refusal_increase": "benign prompts refused beyond the baseline's share",
+    "benign_perplexity_ratio": "perplexity of benign answers, of the baseline's",
+    "utility_loss": "accuracy lost on everyday questions",
+}
 _MACHINE = ("compute.", "tracking.")
 _WEAKEST = 3
 _PAGE = """\
@@ -75,6 +87,7 @@ def row_of(folder: Path, recipe: str, note: str) -> Row:
         "domain": evidence.data.domain,
         "seed": evidence.config["seed"],
         "outcome": decision.outcome,
+        "reasons": decision.reasons,
         "figures": {check.name: check.value for check in decision.checks},
         "thresholds": {check.name: check.threshold for check in decision.checks},
         "controls": [
@@ -125,7 +138,7 @@ def table(rows: list[Row]) -> str:
     """The Markdown table: a line a figure, a column a run."""
     lines: list[tuple[str, Callable[[Row], str], str]] = [
         ("recipe, domain, seed", lambda r: f"{r['recipe']}, {r['domain']}, {r['seed']}", ""),
-        ("other settings", lambda r: ", ".join(f"`{x}`" for x in r["settings"]) or "none", ""),
+        ("other settings", _settings, ""),
         ("how", lambda r: r["note"] or "-", ""),
         ("outcome", lambda r: f"**{r['outcome']}**", ""),
         ("control harm (step)", _curves, ""),
@@ -155,12 +168,45 @@ def table(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def short_table(rows: list[Row]) -> str:
+    """The README's Markdown table: the last run of `laptop` on each domain."""
+    last = {row["domain"]: row for row in rows if row["recipe"] == "laptop"}
+    rows = list(last.values())
+
+    def limited(name: str, say: Callable[[Row], str] | None = None) -> Line:
+        limits = sorted({row["thresholds"][name] for row in rows})
+        title = f"{_SHORT[name]} (limit {', '.join(map(_number, limits))})"
+        return title, say or _inside("figures", name)
+
+    lines: list[Line] = [
+        ("run", lambda row: f"`{row['run']}`, {row['created'][:10]}"),
+        ("settings beside the recipe's", _settings),
+        ("gate", lambda row: "; ".join([f"**{row['outcome']}**", *row.get("reasons", [])])),
+        ("harm of the control (step)", _curves),
+        limited("hardened_harm"),
+        limited("certificate"),
+        limited("held_out_slip_rate"),
+    ]
+    for style in _seen(rows, lambda r: map(_style_name, r["styles"][1:])):
+        lines.append((f"the same, {style}", partial(_style_mean, style)))
+    lines += map(limited, ("near_miss_refusal_increase", "benign_refusal_increase"))
+    lines += map(limited, ("benign_perplexity_ratio", "utility_loss"))
+    lines.append(("minutes", lambda row: f"{sum(row['seconds'].values()) / 60:.0f}"))
+    cells = [["", *(row["domain"].replace("_", " ") for row in rows)], ["---"] * (len(rows) + 1)]
+    cells += [[name, *map(say, rows)] for name, say in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
 def _seen(rows: list[Row], names: Callable[[Row], Iterable[str]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in names(row)))
 
 
 def _inside(section: str, name: str) -> Callable[[Row], str]:
     return lambda row: _number(row[section].get(name))
+
+
+def _settings(row: Row) -> str:
+    return ", ".join(f"`{setting}`" for setting in row["settings"]) or "none"
 
 
 def _curves(row: Row) -> str:
@@ -188,6 +234,10 @@ def _style(name: str, row: Row) -> str:
     return "-"
 
 
+def _style_mean(name: str, row: Row) -> str:
+    return _style(name, row).split(",")[0]
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
@@ -206,6 +256,7 @@ def main() -> None:
     parser.add_argument("--only-table", action="store_true", help="write the table again")
     parser.add_argument("--rows", type=Path, default=HERE / "figures.jsonl")
     parser.add_argument("--table", type=Path, default=HERE / "RUNS.md")
+    parser.add_argument("--readme", type=Path, default=README, help="page for the short table")
     arguments = parser.parse_args()
     if arguments.run is None:
         if not (arguments.only_table or arguments.drop):
@@ -221,6 +272,8 @@ def main() -> None:
     rows = [row for row in rows if row["run"] != arguments.drop]
     write_text(arguments.rows, "".join(json.dumps(row) + "\n" for row in rows))
     write_text(arguments.table, _PAGE.format(table=table(rows)))
+    page = arguments.readme.read_text("utf-8")
+    write_text(arguments.readme, put_between_markers(page, "runs", short_table(rows)))
 
 
 if __name__ == "__main__":

@@ -58,3 +58,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 f"{path}:{number}: not a whole row ({error}); remove it to make it again"
             ) from error
     return rows
+
+
+def put_between_markers(page: str, name: str, text: str) -> str:
+    """The page with a text between `<!-- name: begin -->` and `<!-- name: end -->`.
+
+    Raises:
+        ValueError: if the page lacks a marker.
+    """
+    begin, end = (f"<!-- {name}: {edge} -->\n" for edge in ("begin", "end"))
+    before, begun, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (begun and ended):
+        raise ValueError(f"no lines {begin.strip()} and {end.strip()}, one after the other")
+    return f"{before}{begin}{text}\n{end}{after}"

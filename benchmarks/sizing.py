@@ -70,6 +70,8 @@ from torch.utils.flop_counter import (
 )
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.runs import put_between_markers
+
 PAGE = Path(__file__).parents[1] / "docs" / "sizing.md"
 LARGE = {
     "8B": "meta-llama/Meta-Llama-3-8B-Instruct",
@@ -485,14 +487,6 @@ def measured_table(found: Sequence[Ratio]) -> str:
         for item in found
     ]
     return "\n".join(lines)
-
-
-def put_between_markers(page: str, name: str, text: str) -> str:
-    """The page with a text between `<!-- name: begin -->` and `<!-- name: end -->`."""
-    begin, end = (f"<!-- {name}: {edge} -->\n" for edge in ("begin", "end"))
-    before, _, rest = page.partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}{text}\n{end}{after}"
 
 
 def main() -> None:

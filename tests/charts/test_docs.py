@@ -22,7 +22,8 @@ from backburn.components.shared.gate import gate_checks
 from backburn.pipelines.cli import app
 from backburn.pipelines.schedules import Schedule
 
-from benchmarks import sizing
+from benchmarks import run_figures, sizing
+from benchmarks.runs import put_between_markers, read_rows
 from tests.charts.rendering import named, render
 from tests.charts.test_scripts import parse
 from tests.shared.evidence_samples import sample_evidence
@@ -240,5 +241,14 @@ def test_a_schedule_that_did_not_run_is_found(hours: int, late: bool, tmp_path: 
 
 def test_the_table_of_sizes_is_what_is_predicted_now() -> None:
     """`python -m benchmarks.sizing --write` writes it."""
-    again = sizing.put_between_markers(PAGES["sizing"], "predicted", sizing.predicted_tables())
+    again = put_between_markers(PAGES["sizing"], "predicted", sizing.predicted_tables())
     assert again == PAGES["sizing"]
+
+
+def test_the_readme_has_the_figures_of_the_last_runs() -> None:
+    """`python -m benchmarks.run_figures --only-table` writes them."""
+    rows = read_rows(ROOT / "benchmarks/figures.jsonl")
+    page = (ROOT / "README.md").read_text("utf-8")
+    assert put_between_markers(page, "runs", run_figures.short_table(rows)) == page
+    with pytest.raises(ValueError, match="walks"):
+        put_between_markers(page, "walks", "")

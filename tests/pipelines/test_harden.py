@@ -252,6 +252,12 @@ def test_a_table_of_runs_takes_its_figures_from_sound_evidence_only(
     assert cells["certificate of single arms, weakest first"].startswith(named)
     control = next(arm for arm in evidence.arms if arm.role == "control")
     assert cells["control harm (step)"].startswith(f"{control.curve[0].harm:.2f} (0), ")
+    short = dict(
+        re.findall(r"^\| ([^|]+) \| ([^|]+) \|", run_figures.short_table(rows), re.MULTILINE)
+    )
+    assert short["gate"] == "**passed**"
+    assert short["certificate (limit 0.5)"] == f"{evidence.certificate.run_probability:.3g}"
+    assert short["the same, plain lines"] == cells["held-out slip rate: plain lines"].split(",")[0]
     changed = tmp_path / "changed"
     shutil.copytree(folder, changed, ignore=shutil.ignore_patterns("artifacts"))
     decision = json.loads((changed / "decision.json").read_text("utf-8"))
