@@ -173,24 +173,26 @@ def short_table(rows: list[Row]) -> str:
     last = {row["domain"]: row for row in rows if row["recipe"] == "laptop"}
     rows = list(last.values())
 
-    def limited(name: str, say: Callable[[Row], str] | None = None) -> Line:
-        limits = sorted({row["thresholds"][name] for row in rows})
-        title = f"{_SHORT[name]} (limit {', '.join(map(_number, limits))})"
-        return title, say or _inside("figures", name)
+    def limited(*names: str) -> list[Line]:
+        found = []
+        for name in names:
+            limits = sorted({row["thresholds"][name] for row in rows if name in row["thresholds"]})
+            if limits:
+                title = f"{_SHORT[name]} (limit {', '.join(map(_number, limits))})"
+                found.append((title, _inside("figures", name)))
+        return found
 
     lines: list[Line] = [
         ("run", lambda row: f"`{row['run']}`, {row['created'][:10]}"),
         ("settings beside the recipe's", _settings),
         ("gate", lambda row: "; ".join([f"**{row['outcome']}**", *row.get("reasons", [])])),
         ("harm of the control (step)", _curves),
-        limited("hardened_harm"),
-        limited("certificate"),
-        limited("held_out_slip_rate"),
+        *limited("hardened_harm", "certificate", "held_out_slip_rate"),
     ]
     for style in _seen(rows, lambda r: map(_style_name, r["styles"][1:])):
         lines.append((f"the same, {style}", partial(_style_mean, style)))
-    lines += map(limited, ("near_miss_refusal_increase", "benign_refusal_increase"))
-    lines += map(limited, ("benign_perplexity_ratio", "utility_loss"))
+    lines += limited("near_miss_refusal_increase", "benign_refusal_increase")
+    lines += limited("benign_perplexity_ratio", "utility_loss")
     lines.append(("minutes", lambda row: f"{sum(row['seconds'].values()) / 60:.0f}"))
     cells = [["", *(row["domain"].replace("_", " ") for row in rows)], ["---"] * (len(rows) + 1)]
     cells += [[name, *map(say, rows)] for name, say in lines]
