@@ -165,13 +165,13 @@ def table(rows: list[Row]) -> str:
         lines.append((f"{task.replace('_', ' ')}, seconds", _inside("seconds", task), ""))
     cells = [["", *(f"`{row['run']}`" for row in rows), "limit"], ["---"] * (len(rows) + 2)]
     cells += [[name, *map(say, rows), limit] for name, say, limit in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return _markdown(cells)
 
 
 def short_table(rows: list[Row]) -> str:
     """The README's Markdown table: the last run of `laptop` on each domain."""
-    last = {row["domain"]: row for row in rows if row["recipe"] == "laptop"}
-    rows = list(last.values())
+    ours = sorted((row for row in rows if row["recipe"] == "laptop"), key=lambda r: r["created"])
+    rows = list({row["domain"]: row for row in ours}.values())
 
     def limited(*names: str) -> list[Line]:
         found = []
@@ -193,9 +193,13 @@ def short_table(rows: list[Row]) -> str:
         lines.append((f"the same, {style}", partial(_style_mean, style)))
     lines += limited("near_miss_refusal_increase", "benign_refusal_increase")
     lines += limited("benign_perplexity_ratio", "utility_loss")
-    lines.append(("minutes", lambda row: f"{sum(row['seconds'].values()) / 60:.0f}"))
+    lines.append(("minutes, last attempt of each task", _minutes))
     cells = [["", *(row["domain"].replace("_", " ") for row in rows)], ["---"] * (len(rows) + 1)]
     cells += [[name, *map(say, rows)] for name, say in lines]
+    return _markdown(cells)
+
+
+def _markdown(cells: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
@@ -209,6 +213,10 @@ def _inside(section: str, name: str) -> Callable[[Row], str]:
 
 def _settings(row: Row) -> str:
     return ", ".join(f"`{setting}`" for setting in row["settings"]) or "none"
+
+
+def _minutes(row: Row) -> str:
+    return f"{sum(row['seconds'].values()) / 60:.0f}"
 
 
 def _curves(row: Row) -> str:
@@ -229,15 +237,22 @@ def _style_name(style: dict[str, Any]) -> str:
 
 
 def _style(name: str, row: Row) -> str:
-    for style in row["styles"]:
-        if _style_name(style) == name and style["slip_rate"] is not None:
-            mean, worst = _number(style["slip_rate"]), _number(style["worst_slip_rate"])
-            return f"{mean}, worst {worst}, {style['rejecting']} of {style['prompts']} rejected"
-    return "-"
+    style = _measured(name, row)
+    if style is None:
+        return "-"
+    mean, worst = _number(style["slip_rate"]), _number(style["worst_slip_rate"])
+    return f"{mean}, worst {worst}, {style['rejecting']} of {style['prompts']} rejected"
 
 
 def _style_mean(name: str, row: Row) -> str:
-    return _style(name, row).split(",")[0]
+    style = _measured(name, row)
+    return "-" if style is None else _number(style["slip_rate"])
+
+
+def _measured(name: str, row: Row) -> dict[str, Any] | None:
+    """A style's slip rates in a run; None if it was not measured there."""
+    styles = (style for style in row["styles"] if style["slip_rate"] is not None)
+    return next((style for style in styles if _style_name(style) == name), None)
 
 
 def _number(value: float | None) -> str:
@@ -272,10 +287,13 @@ def main() -> None:
         made = row_of(arguments.run, arguments.recipe, arguments.note)
         rows = [row for row in rows if row["run"] != made["run"]] + [made]
     rows = [row for row in rows if row["run"] != arguments.drop]
+    try:
+        page = put_between_markers(arguments.readme.read_text("utf-8"), "runs", short_table(rows))
+    except (OSError, ValueError) as error:
+        parser.error(f"--readme: {arguments.readme}: {error}; nothing was written")
     write_text(arguments.rows, "".join(json.dumps(row) + "\n" for row in rows))
     write_text(arguments.table, _PAGE.format(table=table(rows)))
-    page = arguments.readme.read_text("utf-8")
-    write_text(arguments.readme, put_between_markers(page, "runs", short_table(rows)))
+    write_text(arguments.readme, page)
 
 
 if __name__ == "__main__":

@@ -258,6 +258,9 @@ def test_a_table_of_runs_takes_its_figures_from_sound_evidence_only(
     assert short["gate"] == "**passed**; every check of the gate passed"
     assert short["certificate (limit 0.5)"] == f"{evidence.certificate.run_probability:.3g}"
     assert short["the same, plain lines"] == cells["held-out slip rate: plain lines"].split(",")[0]
+    dated = [{**rows[1], "run": day, "created": day} for day in ("2026-02-02", "2026-01-01")]
+    assert "`2026-02-02`" in run_figures.short_table(dated)
+    assert "`2026-01-01`" not in run_figures.short_table(dated)
     changed = tmp_path / "changed"
     shutil.copytree(folder, changed, ignore=shutil.ignore_patterns("artifacts"))
     decision = json.loads((changed / "decision.json").read_text("utf-8"))
