@@ -1,10 +1,11 @@
-"""What attention by sequence and mixed precision save in a consolidation step, on a CPU.
+"""What attention by sequence and mixed precision save in a supervised step, on a CPU.
 
     python -m benchmarks.training_speed --run runs/<id of a laptop run>
 
 Reads forbidden prompts with the rejection and benign ones with the baseline's own answers, forward
 and backward, three ways in turn: with a mask over the whole row in float32, by sequence in float32,
-and by sequence in mixed precision (see components/shared/packed_attention.py and packed_linear.py).
+and by sequence in mixed precision (see components/shared/packed_attention.py and packed_linear.py),
+which is for attacks and harmless trainings: a defence is trained in float32.
 """
 
 import argparse

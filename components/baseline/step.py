@@ -21,6 +21,7 @@ from backburn.components.shared.models import (
     resolve_base,
     save_artifact,
 )
+from backburn.components.shared.packed_linear import full_precision
 from backburn.components.shared.refusal_training import align, refusal_examples
 from backburn.components.shared.sampling import draw_completions
 from backburn.components.shared.scale import distributed
@@ -45,6 +46,7 @@ def run(
         record: Where the `BaselineRecord` goes.
     """
     with (
+        full_precision(),
         open_step(config_json, run_id, "baseline", ["baseline"], [dataset]) as step,
         _base_folder(step) as base_folder,
     ):

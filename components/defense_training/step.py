@@ -14,6 +14,7 @@ from backburn.components.shared.models import (
     save_artifact,
     stack_adapters,
 )
+from backburn.components.shared.packed_linear import full_precision
 from backburn.components.shared.scale.distributed import is_primary
 from backburn.components.shared.step import open_step, use_threads
 from backburn.components.shared.storage import write_json
@@ -40,7 +41,10 @@ def run(
         record: Where the phases' measurements go.
     """
     inputs = [dataset, baseline]
-    with open_step(config_json, run_id, "defense_training", ["defense"], inputs) as step:
+    with (
+        full_precision(),
+        open_step(config_json, run_id, "defense_training", ["defense"], inputs) as step,
+    ):
         config = step.config
         use_threads(config)
         data = RunDataset(dataset)

@@ -90,8 +90,9 @@ class ModelConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="auto: bfloat16 on a GPU; float32 on a CPU, but for products with frozen "
-        "weights in training and drawing, which are bfloat16 on a CPU that multiplies it natively.",
+        description="auto: bfloat16 on a GPU; float32 on a CPU, but for attacks, trainability and "
+        "completions to judge, which multiply by frozen weights in bfloat16 on a CPU that does so "
+        "natively. What trains a baseline or a defence is float32 on any CPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
     max_prompt_tokens: PositiveInt = Field(

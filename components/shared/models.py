@@ -474,8 +474,9 @@ def compute_device(config: ModelConfig) -> str:
 def compute_dtype(config: ModelConfig) -> torch.dtype:
     """Of the weights, as configured; auto is bfloat16 on a GPU and float32 on a CPU.
 
-    On a CPU bfloat16 moves a logit by up to 0.8, which shows in a slip rate. What is measured is
-    float32 there; with auto, drawing and training use `packed_linear.mixed_precision`.
+    On a CPU bfloat16 moves a logit by up to 0.8, which shows in a slip rate. What is measured, and
+    what trains a baseline or a defence, is float32 there; with auto, attacks and completions to
+    judge use `packed_linear.mixed_precision`.
     """
     if config.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
