@@ -475,8 +475,8 @@ def compute_dtype(config: ModelConfig) -> torch.dtype:
     """Of the weights, as configured; auto is bfloat16 on a GPU and float32 on a CPU.
 
     On a CPU bfloat16 moves a logit by up to 0.8, which shows in a slip rate. What is measured, and
-    what trains a baseline or a defence, is float32 there; with auto, attacks and completions to
-    judge use `packed_linear.mixed_precision`.
+    what trains a baseline or a defence, is float32 there; with auto, attacks, harmless
+    trainings and completions to judge use `packed_linear.mixed_precision`.
     """
     if config.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]

@@ -6,10 +6,10 @@ frozen weights thousands of times, so they are packed once here, for the product
 gradient. Results differ from MKL's by float32 rounding only.
 
 Within `mixed_precision` these products, and no others, take bfloat16 factors and are added up in
-float32, in less time, where the processor does that natively. It is for attacks and completions to
-judge. Likelihoods that are reported, and the distributions of lazy rollouts, are computed outside
-of it, and the steps that train a baseline or a defence are in `full_precision` as a whole: no
-model depends on whether a processor multiplies bfloat16.
+float32, in less time, where the processor does that natively. It is for attacks, harmless
+trainings and completions to judge. Likelihoods that are reported, and the distributions of lazy
+rollouts, are computed outside of it, and the steps that train a baseline or a defence are in
+`full_precision` as a whole: no model depends on whether a processor multiplies bfloat16.
 
 Source of the operators: `torch/_inductor/mkldnn_ir.py`, which packs weights the same way.
 """
